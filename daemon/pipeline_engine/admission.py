@@ -1,0 +1,110 @@
+"""Turns a request into a job, or says everything that is wrong with it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+import time
+
+from pipeline_engine.definitions import DefinitionChecker
+from pipeline_engine.errors import InvalidRequestError, Problem
+from pipeline_engine.models import (
+    Job,
+    JobId,
+    JobInput,
+    JobMode,
+    JobRequest,
+    JobStatus,
+    Limits,
+    PipelineDef,
+    Usage,
+    now_rfc3339,
+)
+from pipeline_engine.pipelines import Pipelines
+from pipeline_engine.steps.schemas import validate
+
+_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's, in the order of ASCII
+
+
+class Admission:
+    """Checks requests against what the engine knows: its pipelines, and what the checker knows."""
+
+    def __init__(self, *, pipelines: Pipelines, checker: DefinitionChecker) -> None:
+        self.pipelines = pipelines
+        self.checker = checker
+        self._last_stamp = 0
+
+    def definition_of(self, request: JobRequest) -> PipelineDef:
+        """The pipeline that a request names or brings. Raises InvalidRequestError and UnknownPipelineError."""
+        if request.pipeline is not None:
+            if request.pipeline_type is not None and request.pipeline_type != request.pipeline.type:
+                words = "give either pipeline_type or pipeline, not both"
+                raise InvalidRequestError([Problem("pipeline_type", words)])
+            problems = self.checker.check(request.pipeline, path="pipeline")
+            if problems:
+                raise InvalidRequestError(problems)
+            return request.pipeline
+        if request.pipeline_type is None:
+            raise InvalidRequestError([Problem("pipeline_type", "is required, or pipeline with a definition")])
+        return self.pipelines.find(request.pipeline_type).definition
+
+    def check_input(self, definition: PipelineDef, job_input: JobInput, *, path: str = "input") -> None:
+        """Raises InvalidRequestError for bytes that are not base64, and for options that the pipeline refuses."""
+        problems = []
+        for index, source in enumerate(job_input.sources):
+            where = f"{path}.sources[{index}]"
+            if source.content_base64 is None:
+                continue
+            if source.content:
+                problems.append(Problem(where, "has content and content_base64; give one of them"))
+            try:
+                base64.b64decode(source.content_base64, validate=True)
+            except (binascii.Error, ValueError) as exc:
+                problems.append(Problem(f"{where}.content_base64", f"is not base64: {exc}"))
+        if definition.options_schema is not None:
+            for fault in validate(job_input.options, definition.options_schema):
+                problems.append(Problem(f"{path}.options", fault))
+        if problems:
+            raise InvalidRequestError(problems)
+
+    def new_job(
+        self,
+        definition: PipelineDef,
+        job_input: JobInput,
+        *,
+        mode: JobMode,
+        priority: int = 0,
+        labels: dict[str, str] | None = None,
+        timeout_s: float | None = None,
+        limits: Limits | None = None,
+        dry_run: bool = False,
+    ) -> Job:
+        """A queued job that nothing has been stored of yet."""
+        now = now_rfc3339()
+        return Job(
+            id=self._new_id(),
+            pipeline_type=definition.type,
+            pipeline_version=definition.version,
+            status=JobStatus.QUEUED,
+            created_at=now,
+            updated_at=now,
+            mode=mode,
+            input=job_input,
+            reuse_upstream=False,
+            timeout_s=timeout_s or definition.timeout_s,
+            dry_run=dry_run,
+            labels=dict(labels or {}),
+            priority=priority,
+            limits=limits or definition.limits,
+            usage=Usage(),
+            last_seq=1,
+            restarts=0,
+        )
+
+    def _new_id(self) -> JobId:
+        """`job_` and 26 digits that sort by time: 48 bits of milliseconds, which never run back, and 80 random ones."""
+        self._last_stamp = max(time.time_ns() // 1_000_000, self._last_stamp + 1)
+        number = self._last_stamp << 80 | secrets.randbits(80)
+        digits = [_DIGITS[number >> shift & 31] for shift in range(125, -1, -5)]
+        return JobId("job_" + "".join(digits))

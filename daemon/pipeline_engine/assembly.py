@@ -1,0 +1,142 @@
+"""Puts an engine together from a configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from pipeline_engine.admission import Admission
+from pipeline_engine.catalog import Catalog
+from pipeline_engine.config import Config
+from pipeline_engine.definitions import DefinitionChecker, LoadedDirectory, load_directories
+from pipeline_engine.engine import Engine, EngineLimits, running
+from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
+from pipeline_engine.providers.local_tool import LocalToolProvider
+from pipeline_engine.providers.registry import ProviderRegistry, open_registry
+from pipeline_engine.steps.context import Services
+from pipeline_engine.steps.handlers import Handlers
+from pipeline_engine.store.access import StoreAccess
+from pipeline_engine.store.artifacts import ArtifactFiles
+from pipeline_engine.store.base import Store
+from pipeline_engine.store.lock import hold_directory
+from pipeline_engine.store.sqlite import open_sqlite_store
+from pipeline_engine.store.writer import StoreWriter
+from pipeline_engine.templates import Templates
+
+WORKER_THREADS = min(8, (os.cpu_count() or 1) + 2)  # for transforms, plain handlers and artifacts
+READ_THREADS = 4  # that read the store at the same time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalEngine:
+    """An engine that runs in this process, and what it was put together from."""
+
+    engine: Engine
+    catalog: Catalog
+    registry: ProviderRegistry
+    checker: DefinitionChecker
+    artifacts: ArtifactFiles
+    access: StoreAccess
+    writer: StoreWriter
+
+
+def file_checker(config: Config) -> DefinitionChecker:
+    """Checks definitions against the configured profiles and handlers, without an engine."""
+    return DefinitionChecker(
+        templates=Templates(fuel=config.limits.template_fuel),
+        profiles=config.providers.get,
+        handlers=Handlers(config.handlers).known,
+    )
+
+
+def configured_pipelines(
+    config: Config, checker: DefinitionChecker
+) -> tuple[list[RegisteredPipeline], LoadedDirectory]:
+    """The pipelines of the environment and of the files, and what the directories held, bad files included."""
+    loaded = load_directories(config.pipelines_dirs, checker=checker)
+    pipelines = [RegisteredPipeline(definition, "environment") for definition in config.pipelines]
+    pipelines += [RegisteredPipeline(one.definition, str(one.file)) for one in loaded.definitions.values()]
+    return pipelines, loaded
+
+
+def profile_origins(config: Config) -> dict[str, str]:
+    """`FILE:LINE` of each profile that a configuration file defines, by its id."""
+    places = {profile_id: config.origins.get(f"providers.{profile_id}", "default") for profile_id in config.providers}
+    return {
+        profile_id: place
+        for profile_id, place in places.items()
+        if place != "default" and not place.startswith("environment")
+    }
+
+
+@asynccontextmanager
+async def open_local_engine(
+    config: Config, *, data_dir: Path, environ: Mapping[str, str], grace_s: float = 0
+) -> AsyncIterator[LocalEngine]:
+    """An engine on the data directory, which this process holds while the block runs.
+
+    `environ` is what local tools get PATH, HOME and LANG from. Raises DataDirectoryInUseError and StoreError.
+    """
+    with hold_directory(data_dir):
+        store = open_sqlite_store(data_dir / "engine.db", durability=config.store.durability.value)
+        try:
+            artifacts = ArtifactFiles(data_dir / "artifacts")
+            async with open_engine(config, store=store, artifacts=artifacts, environ=environ, grace_s=grace_s) as local:
+                yield local
+        finally:
+            store.close()
+
+
+@asynccontextmanager
+async def open_engine(
+    config: Config, *, store: Store, artifacts: ArtifactFiles, environ: Mapping[str, str], grace_s: float = 0
+) -> AsyncIterator[LocalEngine]:
+    """An engine on a store that somebody else closes."""
+    workers = trio.CapacityLimiter(WORKER_THREADS)
+    templates = Templates(fuel=config.limits.template_fuel, limiter=workers)
+    handlers = Handlers(config.handlers)
+    access = StoreAccess(store, threads=READ_THREADS)
+    writer = StoreWriter(store=store)
+    local_tool = LocalToolProvider(environment=environ, limiter=workers)
+    proxies = {name.removesuffix("_proxy"): value for name, value in config.proxies.items()}
+    async with open_registry(config.providers.values(), local_tool=local_tool, proxies=proxies) as registry:
+        checker = DefinitionChecker(templates=templates, profiles=registry.get, handlers=handlers.known)
+        pipelines = Pipelines(configured_pipelines(config, checker)[0])
+        catalog = Catalog(pipelines=pipelines, registry=registry, checker=checker, access=access, writer=writer)
+        catalog.use_configuration(
+            profiles=config.providers.values(), origins=profile_origins(config), pipelines=pipelines.all()
+        )
+        await catalog.load()
+        engine = Engine(
+            access=access,
+            writer=writer,
+            services=Services(
+                templates=templates,
+                registry=registry,
+                handlers=handlers,
+                artifacts=artifacts,
+                workers=workers,
+                max_items=config.limits.max_items,
+            ),
+            admission=Admission(pipelines=pipelines, checker=checker),
+            limits=EngineLimits(
+                max_running_jobs=config.limits.max_running_jobs,
+                max_queued_jobs=config.limits.max_queued_jobs,
+                max_restarts=config.limits.max_restarts,
+            ),
+        )
+        async with running(engine, writer, grace_s=grace_s):
+            yield LocalEngine(
+                engine=engine,
+                catalog=catalog,
+                registry=registry,
+                checker=checker,
+                artifacts=artifacts,
+                access=access,
+                writer=writer,
+            )

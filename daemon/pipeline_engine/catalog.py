@@ -1,0 +1,166 @@
+"""What clients may change while the daemon runs, and the store keeps: pipelines and provider profiles."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import msgspec
+
+from pipeline_engine.decoding import Secret, from_stored_json, to_json, to_stored_json
+from pipeline_engine.definitions import DefinitionChecker
+from pipeline_engine.errors import ConflictError, ForbiddenError, InvalidRequestError, NotFoundError, Problem
+from pipeline_engine.models import PipelineDef, ProviderKind, ProviderProfile
+from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
+from pipeline_engine.providers.addresses import normalise_base_uri, origin_of
+from pipeline_engine.providers.registry import ProviderRegistry
+from pipeline_engine.store.access import StoreAccess
+from pipeline_engine.store.base import PutDefinition, PutProfile, RemoveDefinition, RemoveProfile
+from pipeline_engine.store.writer import StoreWriter
+
+log = logging.getLogger(__name__)
+
+
+class _Secrets(msgspec.Struct):
+    """What of a profile is kept apart from it."""
+
+    api_key: Secret | None = None
+    headers: dict[str, Secret] = {}
+
+
+class Catalog:
+    """Pipelines and profiles: those of the configuration, and over them those that clients have put.
+
+    What a file defines can be changed in the file alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        pipelines: Pipelines,
+        registry: ProviderRegistry,
+        checker: DefinitionChecker,
+        access: StoreAccess,
+        writer: StoreWriter,
+    ) -> None:
+        self.pipelines = pipelines
+        self.registry = registry
+        self._checker = checker
+        self._access = access
+        self._writer = writer
+        self._from_files: dict[str, str] = {}
+        self._put_profiles: set[str] = set()
+
+    async def load(self) -> None:
+        """Take over what clients have put before; what has become unusable meanwhile is left out, with a warning."""
+        for profile_id, (text, secrets) in (await self._access.call(self._access.store.profiles)).items():
+            kept = from_stored_json(secrets, _Secrets)
+            profile = from_stored_json(text, ProviderProfile)
+            extra = msgspec.structs.replace(profile.extra, headers=kept.headers)
+            self._put_profiles.add(profile_id)
+            if profile_id not in self._from_files:
+                self.registry.put(msgspec.structs.replace(profile, api_key=kept.api_key, extra=extra))
+        for pipeline_type, text in (await self._access.call(self._access.store.definitions)).items():
+            definition = from_stored_json(text, PipelineDef)
+            problems = self._checker.check(definition)
+            if problems:
+                log.warning("the stored pipeline %r is left out: %s", pipeline_type, "; ".join(map(str, problems)))
+            else:
+                self.pipelines.put(definition)
+
+    # pipelines
+
+    async def put_pipeline(self, definition: PipelineDef) -> bool:
+        """Add or replace a definition; True when it is new. Raises InvalidRequestError and ConflictError."""
+        problems = self._checker.check(definition)
+        if problems:
+            raise InvalidRequestError(problems)
+        self.pipelines.check_changeable(definition.type, must_exist=False)
+        is_new = all(known.definition.type != definition.type for known in self.pipelines.all())
+        await self._writer.execute(PutDefinition(definition.type, to_stored_json(definition)))
+        self.pipelines.put(definition)
+        return is_new
+
+    async def remove_pipeline(self, pipeline_type: str) -> None:
+        """Raises NotFoundError and ConflictError. Jobs keep the definition they began with."""
+        self.pipelines.check_changeable(pipeline_type, must_exist=True)
+        await self._writer.execute(RemoveDefinition(pipeline_type))
+        self.pipelines.remove(pipeline_type)
+
+    # profiles
+
+    async def put_profile(self, profile: ProviderProfile) -> ProviderProfile:
+        """Add or replace a profile; the answer is the profile in force. A profile without a key keeps the one it had,
+        as long as it speaks to the same origin.
+
+        Raises InvalidRequestError, ForbiddenError for tools, which are defined in files only, and ConflictError for a file's profile.
+        """
+        if profile.kind is ProviderKind.LOCAL_TOOL or profile.extra.server is not None:
+            what = "local_tool profiles" if profile.kind is ProviderKind.LOCAL_TOOL else "extra.server"
+            raise ForbiddenError(f"{what} can be defined in configuration files only")
+        self._check_changeable(profile.id)
+        profile = msgspec.structs.replace(profile, base_uri=_checked_uri(profile.base_uri))
+        known = self.registry.get(profile.id)
+        if known is not None and origin_of(known.base_uri) == origin_of(profile.base_uri):
+            headers = profile.extra.headers or known.extra.headers
+            profile = msgspec.structs.replace(
+                profile,
+                api_key=profile.api_key or known.api_key,
+                extra=msgspec.structs.replace(profile.extra, headers=headers),
+            )
+        secrets = _Secrets(api_key=profile.api_key, headers=profile.extra.headers)
+        shown = msgspec.structs.replace(profile, api_key=None, extra=msgspec.structs.replace(profile.extra, headers={}))
+        await self._writer.execute(PutProfile(profile.id, to_json(shown), to_stored_json(secrets)))
+        self._put_profiles.add(profile.id)
+        self.registry.put(profile)
+        return profile
+
+    async def remove_profile(self, profile_id: str) -> None:
+        """Raises NotFoundError, and ConflictError for a file's or a built-in profile."""
+        if self.registry.get(profile_id) is None:
+            raise NotFoundError(f"there is no provider profile {profile_id!r}")
+        self._check_changeable(profile_id)
+        if profile_id not in self._put_profiles:
+            raise ConflictError(f"the profile {profile_id!r} is built in and cannot be removed")
+        await self._writer.execute(RemoveProfile(profile_id))
+        self._put_profiles.discard(profile_id)
+        self.registry.remove(profile_id)
+
+    def _check_changeable(self, profile_id: str) -> None:
+        place = self._from_files.get(profile_id)
+        if place is not None:
+            raise ConflictError(f"the profile {profile_id!r} is defined by {place}; change it there")
+
+    # the configuration
+
+    def use_configuration(
+        self,
+        *,
+        profiles: Iterable[ProviderProfile],
+        origins: dict[str, str],
+        pipelines: Iterable[RegisteredPipeline],
+    ) -> None:
+        """Use these profiles and pipelines of the configuration instead of those so far.
+
+        `origins` are the places (`FILE:LINE`) of the profiles that a file defines, by their ids. Jobs that run keep
+        what they began with.
+        """
+        wanted = {profile.id: profile for profile in profiles}
+        for known in self.registry.profiles():
+            if known.id not in wanted and known.id not in self._put_profiles:
+                self.registry.remove(known.id)
+        self._from_files = dict(origins)
+        for profile in wanted.values():
+            put_over = profile.id in self._put_profiles and profile.id not in self._from_files
+            if not put_over and self.registry.get(profile.id) != profile:
+                self.registry.put(profile)
+        self.pipelines.replace_fixed(pipelines)
+
+
+def _checked_uri(base_uri: str) -> str:
+    if not base_uri:
+        return base_uri
+    try:
+        return normalise_base_uri(base_uri)
+    except ValueError as exc:
+        raise InvalidRequestError([Problem("base_uri", str(exc))]) from exc

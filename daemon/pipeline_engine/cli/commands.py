@@ -1,0 +1,55 @@
+"""The command `pipeline-engine` and the list of its subcommands, each imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from pipeline_engine import __version__
+from pipeline_engine.errors import PipelineEngineError
+
+#: Each subcommand: its module, and the line that the overview shows, so that `--help` need not import them.
+SUBCOMMANDS = {
+    "run": ("pipeline_engine.cli.run", "Run one job without a daemon."),
+}
+
+EXIT_USAGE = 2
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in SUBCOMMANDS:
+            return None
+        module, _ = SUBCOMMANDS[cmd_name]
+        command = importlib.import_module(module).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in SUBCOMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Errors of the engine are for people: a message, and the exit code for bad input."""
+        try:
+            return super().invoke(ctx)
+        except PipelineEngineError as exc:
+            click.echo(f"pipeline-engine: {exc.message}", err=True)
+            ctx.exit(EXIT_USAGE)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pipeline-engine")
+def cli() -> None:
+    """Pipeline Engine: runs pipelines of AI steps on this machine."""
+    for stream in (sys.stdout, sys.stderr):
+        # Whatever the locale says: the texts of models and sources must not end a program that prints them.
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]

@@ -1,0 +1,148 @@
+"""`pipeline-engine run`: one job with an engine in the process and a store of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import trio
+from rich.console import Console
+
+from pipeline_engine.assembly import file_checker, open_local_engine
+from pipeline_engine.cli.display import Display, LiveDisplay, PlainDisplay, QuietDisplay, print_items, printable
+from pipeline_engine.cli.sources import parse_option, parse_source
+from pipeline_engine.config import Config
+from pipeline_engine.config_loader import load_config
+from pipeline_engine.decoding import to_json
+from pipeline_engine.definitions import load_definitions
+from pipeline_engine.engine import Engine
+from pipeline_engine.errors import InvalidRequestError, Problem
+from pipeline_engine.models import Job, JobId, JobInput, JobRequest, JobStatus, PipelineDef
+
+EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.CANCELLED: 130}
+
+
+@click.command()
+@click.argument("pipeline", metavar="FILE-or-TYPE")
+@click.option(
+    "--source", "-s", "sources", multiple=True, metavar="KIND:LABEL=FILE", help="An input; - is standard input."
+)
+@click.option("--option", "-o", "options", multiple=True, metavar="NAME=VALUE", help="An option; JSON, or else a text.")
+@click.option("--dry-run", is_flag=True, help="Render the prompts and walk the steps, but call nobody.")
+@click.option("--json", "as_json", is_flag=True, help='Print {"job"} instead of the results.')
+@click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="A configuration file.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Keep the job here, and go on with unfinished ones.")
+def command(
+    pipeline: str,
+    sources: tuple[str, ...],
+    options: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    config_file: Path | None,
+    data_dir: Path | None,
+) -> None:
+    """Run one job without a daemon: a definition FILE, or the TYPE of a pipeline that the configuration knows.
+
+    The results go to standard output, progress to standard error. Exit codes: 0 ok, 1 the job failed, 2 usage or a
+    bad file, 130 cancelled (Ctrl-C cancels the job; a second one ends the program at once).
+    """
+    config = load_config(environ=os.environ, config_file=config_file, overrides={})
+    definition = _definition(pipeline, config)
+    request = JobRequest(
+        pipeline=definition,
+        pipeline_type=None if definition is not None else pipeline,
+        input=JobInput(
+            sources=[parse_source(text) for text in sources], options=dict(parse_option(text) for text in options)
+        ),
+        dry_run=dry_run,
+    )
+    with ExitStack() as stack:
+        if data_dir is None:
+            data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pipeline-engine-")))
+        display = _display(quiet=quiet)
+        try:
+            job = trio.run(_run, config, data_dir, request, display)
+        finally:
+            display.close()
+    _report(job, as_json=as_json)
+    sys.exit(EXIT_CODES[job.status])
+
+
+def _definition(pipeline: str, config: Config) -> PipelineDef | None:
+    """The definition in the file of that name; None when it is the type of a configured pipeline."""
+    path = Path(pipeline)
+    if not path.exists():
+        if path.suffix in {".yaml", ".yml", ".json", ".toml"} or "/" in pipeline:
+            raise InvalidRequestError([Problem("", "there is no such file")], source=pipeline)
+        return None
+    loaded = load_definitions(path, checker=file_checker(config))
+    if len(loaded) != 1:
+        types = ", ".join(one.definition.type for one in loaded)
+        words = (
+            f"holds {len(loaded)} definitions ({types}); put its folder in PIPELINE_ENGINE_PIPELINES_DIR and name one"
+        )
+        raise InvalidRequestError([Problem("", words)], source=pipeline)
+    return loaded[0].definition
+
+
+def _display(*, quiet: bool) -> Display:
+    if quiet:
+        return QuietDisplay()
+    console = Console(stderr=True)
+    return LiveDisplay(console) if console.is_terminal else PlainDisplay(sys.stderr)
+
+
+async def _run(config: Config, data_dir: Path, request: JobRequest, display: Display) -> Job:
+    async with open_local_engine(config, data_dir=data_dir, environ=os.environ) as local:
+        engine = local.engine
+        job = await engine.submit(request)
+        async with _cancelled_by_signals(engine, job.id), engine.follow(job.id) as follower:
+            while (lines := await follower.next_batch()) is not None:
+                for line in lines:
+                    display.show(msgspec.json.decode(line))
+        return await engine.get_job(job.id)
+
+
+@asynccontextmanager
+async def _cancelled_by_signals(engine: Engine, job_id: JobId) -> AsyncIterator[None]:
+    """While in the block, the first Ctrl-C (or SIGTERM) cancels the job, and a second one ends the program."""
+
+    async def listen() -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            await anext(signals)
+        # The receiver is closed: the next signal has its usual effect.
+        await engine.cancel(job_id, "cancelled by the user")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def _report(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(to_json({"job": job}).decode() + "\n")
+        sys.stdout.flush()
+    else:
+        items: list[dict[str, Any]] = msgspec.json.decode(to_json(job.result.items)) if job.result is not None else []
+        console = Console() if sys.stdout.isatty() else None
+        print_items(items, console=console, stream=sys.stdout)
+    if job.error is not None:
+        place = job.error.details.get("shard_key") or job.error.details.get("step_id")
+        where = f" in {place}" if place else ""
+        print(
+            printable(f"pipeline-engine: job {job.status}{where}: {job.error.code}: {job.error.message}"),
+            file=sys.stderr,
+        )
+        if job.error.details.get("stderr"):
+            print(printable(job.error.details["stderr"].rstrip()), file=sys.stderr)

@@ -1,0 +1,50 @@
+"""Sources and options from the command line."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline_engine.jsontext import JsonTextError, loads_strict
+from pipeline_engine.models import Source
+
+
+def parse_source(text: str) -> Source:
+    """A source from `KIND:LABEL=FILE`, `LABEL=FILE` or `FILE`; the file `-` is standard input.
+
+    A file with NUL bytes is taken as bytes; other bytes that are not UTF-8 are replaced, as in most logs a few of
+    them do no harm. Raises click.BadParameter when the file cannot be read.
+    """
+    head, separator, name = text.partition("=")
+    if not separator:
+        head, name = "", text
+    kind, separator, label = head.partition(":")
+    if not separator:
+        kind, label = "raw", head
+    data = _read(name)
+    label = label or Path(name).name
+    if b"\0" in data:
+        return Source(kind=kind or "raw", label=label, content_base64=base64.b64encode(data).decode())
+    return Source(kind=kind or "raw", label=label, content=data.decode("utf-8", "replace"))
+
+
+def _read(name: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as exc:
+        raise click.BadParameter(f"cannot read {name}: {exc.strerror}") from exc
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """A name and a value from `NAME=VALUE`; a value that is JSON is that, any other a text."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, loads_strict(value)
+    except JsonTextError:
+        return name, value

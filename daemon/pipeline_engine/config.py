@@ -1,0 +1,147 @@
+"""The daemon's configuration: one frozen value with all settings in force."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from pipeline_engine.decoding import Secret
+from pipeline_engine.errors import InvalidRequestError, Problem
+from pipeline_engine.listen_addresses import Address, TcpAddress
+from pipeline_engine.models import (
+    FrozenWire,
+    NonNegativeSeconds,
+    PipelineDef,
+    PositiveInt,
+    PositiveSeconds,
+    ProviderProfile,
+)
+
+NonNegativeInt = Annotated[int, Meta(ge=0)]
+Days = Annotated[float, Meta(ge=0)]
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
+
+
+class LogFormat(StrEnum):
+    CONSOLE = "console"
+    JSON = "json"
+    JOURNAL = "journal"
+
+
+class Durability(StrEnum):
+    """What a commit survives: `normal` a crash of the daemon, `full` one of the machine too."""
+
+    NORMAL = "normal"
+    FULL = "full"
+
+
+class HttpConfig(FrozenWire, frozen=True, kw_only=True):
+    addr: str | None = None
+    allowed_hosts: list[str] = msgspec.field(default_factory=list)
+    allowed_origins: list[str] = msgspec.field(default_factory=list)
+    heartbeat_s: PositiveSeconds = 15.0
+    max_connections: PositiveInt = 4096
+
+
+class LimitsConfig(FrozenWire, frozen=True, kw_only=True):
+    max_body_bytes: PositiveInt = 32 * 1024 * 1024
+    max_running_jobs: PositiveInt = 64
+    max_queued_jobs: PositiveInt = 10_000
+    max_store_bytes: PositiveInt | None = None
+    shutdown_grace_s: NonNegativeSeconds = 20.0
+    follower_stall_s: PositiveSeconds = 300.0
+    max_restarts: NonNegativeInt = 20
+    template_fuel: PositiveInt = 20_000_000
+    max_items: PositiveInt = 10_000
+
+
+class RetentionConfig(FrozenWire, frozen=True, kw_only=True):
+    max_age_days: Days = 30.0
+    max_jobs: NonNegativeInt = 100_000
+    max_bytes: PositiveInt | None = None
+    chunk_age_days: Days = 7.0
+
+
+class StoreConfig(FrozenWire, frozen=True, kw_only=True):
+    durability: Durability = Durability.NORMAL
+    retention: RetentionConfig = RetentionConfig()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings in force.
+
+    `providers` are the profiles by id, those built in among them; `pipelines` the demo pipelines; `proxies` has the
+    keys http_proxy, https_proxy, all_proxy and no_proxy, as far as they are set. `origins` tells where each setting
+    (`http.addr`, `providers.ID`, `handlers.NAME`) comes from: `FILE:LINE`, `environment NAME`, `flag` or `default`.
+    `files` are the configuration files that were read; `warnings` are for the log.
+    """
+
+    log_level: LogLevel
+    log_format: LogFormat
+    data_dir: Path
+    pipelines_dirs: tuple[Path, ...]
+    addresses: tuple[Address, ...]
+    api_key: Secret | None
+    http: HttpConfig
+    limits: LimitsConfig
+    store: StoreConfig
+    providers: dict[str, ProviderProfile]
+    handlers: dict[str, str]
+    pipelines: tuple[PipelineDef, ...]
+    proxies: dict[str, str]
+    origins: dict[str, str]
+    files: tuple[Path, ...]
+    warnings: tuple[str, ...]
+
+    def settings(self) -> dict[str, object]:
+        """Each plain setting by its dotted key, without secrets and profiles: JSON values, for people to read."""
+        shown: dict[str, object] = {
+            "log_level": self.log_level.value,
+            "log_format": self.log_format.value,
+            "data_dir": str(self.data_dir),
+            "pipelines_dir": [str(directory) for directory in self.pipelines_dirs],
+        }
+        for name, table in (("http", self.http), ("limits", self.limits), ("store", self.store)):
+            shown |= {f"{name}.{key}": getattr(table, key) for key in table.__struct_fields__}
+        del shown["store.retention"]
+        shown |= {
+            f"store.retention.{key}": getattr(self.store.retention, key) for key in RetentionConfig.__struct_fields__
+        }
+        return shown | {"http.addr": [str(address) for address in self.addresses]}
+
+
+def parse_log_level(text: str) -> LogLevel:
+    """The level of that name, in any case; `warn` is `warning`. Raises ValueError."""
+    name = text.strip().lower()
+    try:
+        return LogLevel("warning" if name == "warn" else name)
+    except ValueError:
+        raise ValueError(f"{text!r} is not one of {', '.join(LogLevel)}") from None
+
+
+def check_exposure(config: Config) -> None:
+    """Raises InvalidRequestError when other machines could reach the daemon without a key."""
+    if config.api_key is not None:
+        return
+    problems = [
+        Problem(
+            "http.addr", f"{address} can be reached from other machines: set PIPELINE_ENGINE_API_KEY or _API_KEY_FILE"
+        )
+        for address in config.addresses
+        if isinstance(address, TcpAddress) and not address.is_loopback
+    ]
+    if problems:
+        raise InvalidRequestError(problems, source=config.origins["http.addr"])

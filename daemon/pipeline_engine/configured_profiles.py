@@ -1,0 +1,80 @@
+"""Provider profiles as configuration files give them, with their keys fetched from where the file says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pipeline_engine.decoding import Secret
+from pipeline_engine.errors import Problem
+from pipeline_engine.models import ProviderKind, ProviderProfile
+from pipeline_engine.providers.addresses import normalise_base_uri
+
+
+class FileProfile(ProviderProfile, frozen=True, kw_only=True):
+    """A profile whose key may also be named: the variable or the file that holds it."""
+
+    api_key_env: str | None = None
+    api_key_file: str | None = None
+
+
+class KeyFileError(Exception):
+    """A file that should hold a key and does not; the message says why."""
+
+
+def read_key_file(file: Path) -> Secret:
+    """The text of the file without the white space around it. Raises KeyFileError."""
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except OSError as exc:
+        raise KeyFileError(f"{file} cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise KeyFileError(f"{file} does not hold a key: it is not text") from exc
+    if not key:
+        raise KeyFileError(f"{file} is empty")
+    return Secret(key)
+
+
+def read_profile(
+    given: FileProfile, *, path: str, locate: Callable[[str], Path], environ: Mapping[str, str]
+) -> tuple[ProviderProfile, list[Problem], list[Problem]]:
+    """The profile, what makes it unusable, and what the user should hear of.
+
+    `path` is where it stands in its file; `locate` turns a path that is written there into one that can be opened.
+    """
+    problems: list[Problem] = []
+    warnings: list[Problem] = []
+    base_uri = given.base_uri
+    if given.kind is ProviderKind.LOCAL_TOOL:
+        if not given.extra.command:
+            problems.append(Problem(f"{path}.extra.command", "is required for a profile of the kind local_tool"))
+    elif base_uri:
+        try:
+            base_uri = normalise_base_uri(base_uri)
+        except ValueError as exc:
+            problems.append(Problem(f"{path}.base_uri", str(exc).removeprefix("base_uri ")))
+    names = [name for name in ("api_key", "api_key_env", "api_key_file") if getattr(given, name) is not None]
+    if len(names) > 1:
+        problems.append(Problem(f"{path}.{names[1]}", f"only one of {' and '.join(names)} can be given"))
+    key = given.api_key
+    if given.api_key_env is not None:
+        # A key that is missing here need not be missed: the profile may never be used.
+        value = environ.get(given.api_key_env, "").strip()
+        key = Secret(value) if value else None
+        if key is None:
+            words = f"the environment variable {given.api_key_env} is not set, so the profile has no key"
+            warnings.append(Problem(f"{path}.api_key_env", words))
+    elif given.api_key_file is not None:
+        try:
+            key = read_key_file(locate(given.api_key_file))
+        except KeyFileError as exc:
+            problems.append(Problem(f"{path}.api_key_file", str(exc)))
+    profile = ProviderProfile(
+        id=given.id,
+        kind=given.kind,
+        base_uri=base_uri,
+        api_key=key,
+        default_model=given.default_model,
+        extra=given.extra,
+    )
+    return profile, problems, warnings

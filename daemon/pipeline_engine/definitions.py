@@ -1,0 +1,278 @@
+"""Pipeline definitions from values, files and directories, checked down to the last template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline_engine.decoding import try_decode
+from pipeline_engine.documents import SUFFIXES, parse_document
+from pipeline_engine.errors import InvalidRequestError, Problem
+from pipeline_engine.models import (
+    MapOperation,
+    PipelineDef,
+    ProviderKind,
+    ProviderProfile,
+    StepDef,
+    StepKind,
+    StepMode,
+)
+from pipeline_engine.pipeline import Graph, check, input_step
+from pipeline_engine.steps.schemas import check_schema
+from pipeline_engine.steps.transforms import check_jmespath
+from pipeline_engine.templates import Templates
+
+_NAMES = frozenset({"sources", "options", "job", "step", "previous"})
+
+_FITTING_KINDS = {
+    StepKind.LLM: (ProviderKind.OPENAI, ProviderKind.OLLAMA),
+    StepKind.IMAGE: (ProviderKind.IMAGE,),
+    StepKind.MAP: (ProviderKind.LOCAL_TOOL,),
+    StepKind.REDUCE: (ProviderKind.LOCAL_TOOL,),
+    StepKind.CUSTOM: (ProviderKind.LOCAL_TOOL,),
+}
+
+_PROFILE_ONLY = re.compile(r"(?:^|\.)steps\[\d+\]\.provider_override\.(api_key|command)$")
+
+
+def decode_definition(value: object, *, path: str = "", source: str | None = None) -> PipelineDef:
+    """The value as a definition, not yet checked. Raises InvalidRequestError with every problem."""
+    definition, problems = try_decode(value, PipelineDef, path=path)
+    if definition is None:
+        raise InvalidRequestError(explain_overrides(problems), source=source)
+    return definition
+
+
+def explain_overrides(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems of decoding, those with an override that only a profile may set said in words of their own."""
+    explained = []
+    for problem in problems:
+        match = _PROFILE_ONLY.search(problem.path)
+        message = f"{match[1]} cannot be set in a step: set it in the profile" if match else problem.message
+        explained.append(Problem(problem.path, message, problem.line))
+    return explained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefinitionChecker:
+    """Finds what is wrong with definitions. `profiles` gives the profile of an id, `handlers` knows a handler's name."""
+
+    templates: Templates
+    profiles: Callable[[str], ProviderProfile | None]
+    handlers: Callable[[str], bool]
+
+    def check(self, definition: PipelineDef, *, path: str = "") -> list[Problem]:
+        """Every problem of the definition; `path` is where it stands in its document."""
+        prefix = f"{path}." if path else ""
+        problems = check(definition, path=path)
+        if definition.options_schema is not None:
+            message = check_schema(definition.options_schema)
+            if message is not None:
+                problems.append(Problem(f"{prefix}options_schema", message))
+        visible = _visible_steps(definition)
+        for index, step in enumerate(definition.steps):
+            where = f"{prefix}steps[{index}]"
+            problems += self._check_references(step, where)
+            problems += self._check_texts(step, where, visible)
+        return problems
+
+    def _check_references(self, step: StepDef, where: str) -> Iterator[Problem]:
+        handler = step.config.handler
+        if handler is not None and not self.handlers(handler):
+            yield Problem(f"{where}.config.handler", f"there is no handler {handler!r}")
+        if step.provider_profile_id is None:
+            return
+        profile = self.profiles(step.provider_profile_id)
+        here = f"{where}.provider_profile_id"
+        if profile is None:
+            yield Problem(here, f"there is no provider profile {step.provider_profile_id!r}")
+        elif profile.kind not in _FITTING_KINDS[step.kind]:
+            fitting = " or ".join(_FITTING_KINDS[step.kind])
+            message = f"the profile {profile.id!r} is of the kind {profile.kind}; a step of the kind {step.kind}"
+            yield Problem(here, f"{message} needs one of the kind {fitting}")
+
+    def _check_texts(
+        self, step: StepDef, where: str, visible: Callable[[StepDef], Collection[str]]
+    ) -> Iterator[Problem]:
+        config = step.config
+        templates = list(_templates_of(step))
+        expressions = []
+        if step.when is not None:
+            expressions.append(("when", step.when, _NAMES))
+        if config.expression is not None and config.map is MapOperation.FILTER:
+            expressions.append(("config.expression", config.expression, _operation_names(step)))
+        command = self._command_of(step)
+        steps = visible(step) if templates or expressions or command else ()
+        for key, text, names in templates:
+            for message in self.templates.check_template(text, names=names, steps=steps):
+                yield Problem(f"{where}.{key}", message)
+        for key, text, names in expressions:
+            for message in self.templates.check_expression(text, names=names, steps=steps):
+                yield Problem(f"{where}.{key}", message)
+        for index, text in enumerate(command):
+            for message in self.templates.check_template(text, names=_item_names(step), steps=steps):
+                yield Problem(f"{where}.provider_profile_id", f"extra.command[{index}] of the profile: {message}")
+        if config.expression is not None and config.map is MapOperation.SELECT:
+            yield from _problem(f"{where}.config.expression", check_jmespath(config.expression))
+        if config.by is not None:
+            yield from _problem(f"{where}.config.by", check_jmespath(config.by))
+        if config.json_schema is not None:
+            yield from _problem(f"{where}.config.json_schema", check_schema(config.json_schema))
+
+    def _command_of(self, step: StepDef) -> list[str]:
+        profile = self.profiles(step.provider_profile_id) if step.provider_profile_id is not None else None
+        return profile.extra.command if profile is not None and profile.kind is ProviderKind.LOCAL_TOOL else []
+
+
+def _templates_of(step: StepDef) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """Where each template of the step stands, its text, and the names that it may use."""
+    names = _item_names(step)
+    if step.prompt.system is not None:
+        yield "prompt.system", step.prompt.system, names
+    if step.prompt.user is not None:
+        yield "prompt.user", step.prompt.user, names
+    turns = step.prompt.meta.get("messages")
+    for index, turn in enumerate(turns if isinstance(turns, list) else ()):
+        content = turn.get("content") if isinstance(turn, dict) else None
+        if isinstance(content, str):
+            yield f"prompt.meta.messages[{index}].content", content, names
+    if step.config.template is not None:
+        yield "config.template", step.config.template, _operation_names(step)
+
+
+def _problem(path: str, message: str | None) -> Iterator[Problem]:
+    if message is not None:
+        yield Problem(path, message)
+
+
+def _item_names(step: StepDef) -> frozenset[str]:
+    if step.mode is StepMode.SINGLE:
+        return _NAMES
+    # Shards of the sources are called either way; the items of another step are no sources.
+    return _NAMES | ({"source", "item", "index"} if input_step(step) is None else {"item", "index"})
+
+
+def _operation_names(step: StepDef) -> frozenset[str]:
+    """The names for the templates and expressions in `config`: a map sees each item, a reduce all of them."""
+    return _item_names(step) | {"items" if step.kind is StepKind.REDUCE else "item"}
+
+
+def _visible_steps(definition: PipelineDef) -> Callable[[StepDef], Collection[str]]:
+    """What `previous` holds for a step. In a graph that is broken itself, every step: that is told once already."""
+    ids = [step.id for step in definition.steps]
+    known = set(ids)
+    sound = len(known) == len(ids) and all(known.issuperset(step.depends_on) for step in definition.steps)
+    graph = Graph(definition) if sound else None
+    if graph is None or len(graph.order) < len(ids):
+        return lambda step: known - {step.id}
+    return lambda step: graph.ancestors(step.id)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedDefinition:
+    """A checked definition, the file that it comes from, and its line there, where that is known."""
+
+    definition: PipelineDef
+    file: Path
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedDirectory:
+    """What directories hold: the good definitions by their type, and each bad file with its error."""
+
+    definitions: dict[str, LoadedDefinition] = field(default_factory=dict)
+    errors: dict[Path, InvalidRequestError] = field(default_factory=dict)
+
+
+def load_definitions(file: Path, *, checker: DefinitionChecker) -> list[LoadedDefinition]:
+    """The definitions of a file: one, a list of them, or `pipelines` with a list.
+
+    Raises InvalidRequestError, with the file as its source, with the problems of all of them; also when the file
+    cannot be read.
+    """
+    name = str(file)
+    try:
+        document = parse_document(file.read_bytes(), name=name)
+    except OSError as exc:
+        raise InvalidRequestError([Problem("", f"cannot be read: {exc.strerror}")], source=name) from exc
+    loaded: dict[str, LoadedDefinition] = {}
+    problems: list[Problem] = []
+    for path, value in _definitions_in(document.value, problems):
+        definition, found = try_decode(value, PipelineDef, path=path)
+        if definition is None:
+            problems += explain_overrides(found)
+            continue
+        problems += checker.check(definition, path=path)
+        if definition.type in loaded:
+            here = f"{path}.type" if path else "type"
+            problems.append(Problem(here, f"the type {definition.type!r} is defined twice in this file"))
+        loaded[definition.type] = LoadedDefinition(definition, file, document.line_of(path))
+    if problems:
+        raise InvalidRequestError(document.locate(problems), source=name)
+    return list(loaded.values())
+
+
+def _definitions_in(value: object, problems: list[Problem]) -> list[tuple[str, object]]:
+    """Each definition with its path."""
+    path = ""
+    if isinstance(value, dict) and "pipelines" in value:
+        problems += [Problem(key, "unknown key beside pipelines") for key in value if key != "pipelines"]
+        path, value = "pipelines", value["pipelines"]
+        if not isinstance(value, list):
+            problems.append(Problem(path, "expected a list of definitions"))
+            return []
+    if isinstance(value, list):
+        return [(f"{path}[{index}]", part) for index, part in enumerate(value)]
+    if value is None:
+        problems.append(Problem("", "the file holds no definition"))
+        return []
+    return [(path, value)]
+
+
+def load_directories(paths: Iterable[Path], *, checker: DefinitionChecker) -> LoadedDirectory:
+    """All definitions of the files in the directories, in the order of their names; a bad file hides no other.
+
+    A type that an earlier file has defined makes the later file a bad one.
+    """
+    result = LoadedDirectory()
+    for directory in paths:
+        try:
+            files = sorted(entry for entry in directory.iterdir() if _is_definition_file(entry))
+        except OSError as exc:
+            problem = Problem("", f"cannot be read: {exc.strerror}")
+            result.errors[directory] = InvalidRequestError([problem], source=str(directory))
+            continue
+        for file in files:
+            try:
+                loaded = load_definitions(file, checker=checker)
+                _refuse_known_types(loaded, result.definitions)
+            except InvalidRequestError as exc:
+                result.errors[file] = exc
+            else:
+                result.definitions.update({one.definition.type: one for one in loaded})
+    return result
+
+
+def _is_definition_file(entry: Path) -> bool:
+    # Editors keep their temporary files beside, hidden; reading a fifo would wait for ever.
+    return entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+
+
+def _refuse_known_types(loaded: list[LoadedDefinition], known: dict[str, LoadedDefinition]) -> None:
+    problems = [
+        Problem(
+            "type",
+            f"the type {one.definition.type!r} is already defined in {known[one.definition.type].file}",
+            one.line,
+        )
+        for one in loaded
+        if one.definition.type in known
+    ]
+    if problems:
+        raise InvalidRequestError(problems, source=str(loaded[0].file))

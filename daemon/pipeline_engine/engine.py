@@ -1,0 +1,411 @@
+"""Owns the jobs: takes them in, queues and runs them, cancels them, and resumes them after a restart."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import trio
+
+from pipeline_engine.admission import Admission
+from pipeline_engine.decoding import from_stored_json, to_stored_json
+from pipeline_engine.errors import (
+    ConflictError,
+    NotFoundError,
+    PipelineEngineError,
+    QueueFullError,
+    UnavailableError,
+)
+from pipeline_engine.events import EventLog, EventName, Follower
+from pipeline_engine.idempotency import IdempotencyKey, IdempotencyKeys
+from pipeline_engine.job_queue import JobQueue
+from pipeline_engine.job_runner import JobRunner, LiveJob, Stop, read_final, read_input, summary_of
+from pipeline_engine.models import (
+    Job,
+    JobId,
+    JobMode,
+    JobRequest,
+    JobStatus,
+    PipelineDef,
+    RerunRequest,
+    StepExecution,
+)
+from pipeline_engine.reruns import plan_rerun, read_parent
+from pipeline_engine.scheduler import new_executions
+from pipeline_engine.steps.context import JobState, Services
+from pipeline_engine.store.access import StoreAccess
+from pipeline_engine.store.base import DeleteJobs, JobFilter, JobRecord, NewJob
+from pipeline_engine.store.writer import StoreWriter
+
+log = logging.getLogger(__name__)
+
+LET_GO_TIMEOUT = 15.0  # seconds that interrupted jobs have to clean up: a tool's grace, and their last writes
+KEPT_PAYLOAD_BYTES = 64 * 1024 * 1024  # of queued jobs' inputs stay in memory; the rest is read again when it is needed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """See contract 8, `[limits]`."""
+
+    max_running_jobs: int = 64
+    max_queued_jobs: int = 10_000
+    max_restarts: int = 20
+
+
+class Engine:
+    """All jobs of one store. `run` must be running for anything to happen; see `running`."""
+
+    def __init__(
+        self,
+        *,
+        access: StoreAccess,
+        writer: StoreWriter,
+        services: Services,
+        admission: Admission,
+        limits: EngineLimits | None = None,
+    ) -> None:
+        self.admission = admission
+        self._access = access
+        self._store = access.store
+        self._writer = writer
+        self._limits = limits = limits or EngineLimits()
+        self._events = EventLog(access=access, writer=writer)
+        self._runner = JobRunner(access=access, services=services, max_restarts=limits.max_restarts)
+        self._live: dict[JobId, LiveJob] = {}
+        self._queue = JobQueue()
+        self._stopped: list[LiveJob] = []  # while they waited: they end at once, whatever runs
+        self._running: set[LiveJob] = set()
+        self._keys = IdempotencyKeys(access=access)
+        self._wake = trio.Event()
+        self._draining = False
+        self._abandoning = False
+        self._kept_bytes = 0
+
+    # the owner of all running jobs
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run jobs until drained; started() when what the last run of the daemon left is in the queue again."""
+        async with trio.open_nursery() as jobs:
+            await self._recover()
+            task_status.started()
+            while True:
+                while (live := self._next()) is not None:
+                    self._kept_bytes -= live.payload_bytes
+                    self._running.add(live)
+                    jobs.start_soon(self._run_job, live)
+                if self._abandoning:
+                    jobs.cancel_scope.cancel()
+                if self._abandoning or (self._draining and not self._running):
+                    break
+                await self._wake.wait()
+                self._wake = trio.Event()
+        self._events.close()
+
+    def _next(self) -> LiveJob | None:
+        """The job that may start now."""
+        if self._stopped:
+            return self._stopped.pop()
+        if self._draining or not self._queue or len(self._running) >= self._limits.max_running_jobs:
+            return None
+        return self._queue.pop()
+
+    async def _run_job(self, live: LiveJob) -> None:
+        try:
+            await self._runner.run(live)
+        finally:
+            self._running.discard(live)
+            self._retire(live)
+            self._wake.set()
+
+    def _retire(self, live: LiveJob) -> None:
+        if live.log.finished:
+            self._events.retire(live.job.id)
+            self._live.pop(live.job.id, None)
+        live.ended.set()
+
+    async def _recover(self) -> None:
+        """Queue what the last run of the daemon left: running jobs go on first, queued ones keep their order."""
+        records = await self._access.call(self._store.unfinished_jobs)
+        for record in records:
+            job = from_stored_json(record.job, Job)
+            live = LiveJob(job, self._events.open(record.job_id, last_seq=record.last_seq))
+            live.resumed = record.status is JobStatus.RUNNING
+            state = from_stored_json(record.state, JobState) if record.state else JobState()
+            if state.cancel_reason is not None:
+                live.cancel_reason = state.cancel_reason
+                live.request_stop(Stop.CANCELLED)
+            self._enqueue(live)
+        if records:
+            running = sum(record.status is JobStatus.RUNNING for record in records)
+            log.info("resuming %d running and %d queued jobs", running, len(records) - running)
+
+    def _enqueue(self, live: LiveJob) -> None:
+        self._live[live.job.id] = live
+        self._queue.push(live)
+        if live.stop is not None:
+            self._stop_waiting(live)
+        self._wake.set()
+
+    def _stop_waiting(self, live: LiveJob) -> None:
+        self._queue.remove(live)
+        self._stopped.append(live)
+        self._wake.set()
+
+    async def drain(self, grace_s: float) -> None:
+        """Accept nothing more, let running jobs finish for `grace_s` seconds, and interrupt the rest.
+
+        Interrupted and queued jobs go on after the next start. `run` returns when the last job has let go.
+        """
+        self._draining = True
+        self._wake.set()
+        with trio.move_on_after(grace_s):
+            await self._wait_for_running()
+        for live in list(self._running):
+            live.request_stop(Stop.INTERRUPTED)
+        with trio.move_on_after(LET_GO_TIMEOUT) as scope:
+            await self._wait_for_running()
+        if scope.cancelled_caught:
+            log.error("%d jobs did not let go in time; they go on after the next start", len(self._running))
+            self._abandoning = True
+            self._wake.set()
+
+    async def _wait_for_running(self) -> None:
+        for live in list(self._running):
+            await live.ended.wait()
+
+    @property
+    def refusal(self) -> PipelineEngineError | None:
+        """Why no new job is accepted now; None when jobs are."""
+        if self._draining:
+            return UnavailableError("the daemon is stopping")
+        return self._writer.failure
+
+    # taking jobs in
+
+    async def submit(self, request: JobRequest, *, idempotency: IdempotencyKey | None = None) -> Job:
+        """Accept a job: it is stored when this returns. The same idempotency key and body give the same job.
+
+        Raises InvalidRequestError, UnknownPipelineError, ConflictError, QueueFullError, UnavailableError,
+        StoreFullError.
+        """
+        async with self._keys.hold(idempotency) as earlier:
+            if earlier is not None:
+                return await self.get_job(earlier)
+            if request.parent_job_id is not None:
+                return await self._rerun_by_request(request, idempotency)
+            definition = self.admission.definition_of(request)
+            self.admission.check_input(definition, request.input)
+            job = self.admission.new_job(
+                definition,
+                request.input,
+                mode=request.mode,
+                priority=request.priority,
+                labels=request.labels,
+                timeout_s=request.timeout_s,
+                limits=request.limits,
+                dry_run=request.dry_run,
+            )
+            inline = request.pipeline is not None
+            return await self._accept(job, definition, inline=inline, idempotency=idempotency)
+
+    async def rerun(self, parent_id: JobId, request: RerunRequest, *, idempotency: IdempotencyKey | None = None) -> Job:
+        """Accept a rerun of a job, which may still be running. Raises what submit does, and NotFoundError."""
+        async with self._keys.hold(idempotency) as earlier:
+            if earlier is not None:
+                return await self.get_job(earlier)
+            return await self._rerun(parent_id, request, idempotency=idempotency)
+
+    async def _rerun_by_request(self, request: JobRequest, idempotency: IdempotencyKey | None) -> Job:
+        assert request.parent_job_id is not None
+        given = request.input if request.input.sources or request.input.options else None
+        rerun = RerunRequest(
+            from_step_id=request.from_step_id, reuse_upstream=request.reuse_upstream, override_input=given
+        )
+        definition = None
+        if request.pipeline is not None or request.pipeline_type is not None:
+            definition = self.admission.definition_of(request)
+        return await self._rerun(request.parent_job_id, rerun, definition=definition, idempotency=idempotency)
+
+    async def _rerun(
+        self,
+        parent_id: JobId,
+        request: RerunRequest,
+        *,
+        definition: PipelineDef | None = None,
+        idempotency: IdempotencyKey | None,
+    ) -> Job:
+        parent = await self._access.call(read_parent, self._store, parent_id)
+        inline = parent.record.inline
+        if definition is None and not inline and request.pipeline == "latest":
+            definition = self.admission.pipelines.find(parent.job.pipeline_type).definition
+        definition = definition or parent.definition
+        job_input = request.override_input or parent.job_input
+        self.admission.check_input(definition, job_input, path="override_input")
+        job = self.admission.new_job(
+            definition,
+            job_input,
+            mode=JobMode.RERUN,
+            priority=parent.job.priority,
+            labels=parent.job.labels,
+            timeout_s=parent.job.timeout_s,
+            limits=parent.job.limits,
+            dry_run=parent.job.dry_run,
+        )
+        job.parent_job_id = parent_id
+        job.rerun_from_step = request.from_step_id
+        job.reuse_upstream = request.reuse_upstream
+        plan = plan_rerun(parent, definition, request, job_id=job.id)
+        return await self._accept(
+            job,
+            definition,
+            inline=inline,
+            idempotency=idempotency,
+            executions=plan.executions,
+            checkpoints=plan.checkpoints,
+            artifacts=plan.artifacts,
+        )
+
+    async def _accept(
+        self, job: Job, definition: PipelineDef, *, inline: bool, idempotency: IdempotencyKey | None, **changes: Any
+    ) -> Job:
+        if self.refusal is not None:
+            raise self.refusal
+        if len(self._queue) >= self._limits.max_queued_jobs:
+            raise QueueFullError(f"{len(self._queue)} jobs are waiting (limits.max_queued_jobs); try again later")
+        shown = msgspec.structs.replace(job, step_executions=list(new_executions(definition.steps).values()))
+        new = NewJob(
+            pipeline_type=job.pipeline_type,
+            inline=inline,
+            priority=job.priority,
+            labels=job.labels,
+            created_at=job.created_at,
+            definition=to_stored_json(definition),
+        )
+        live = LiveJob(summary_of(job), self._events.open(job.id))
+        write = live.log.post(
+            [(EventName.JOB_QUEUED, shown)],
+            new=new,
+            status=JobStatus.QUEUED,
+            job=live.job,
+            idempotency=None if idempotency is None else idempotency.record(),
+            **changes,
+        )
+        try:
+            # Shielded: a job that is stored must come into the queue even if the client has left meanwhile.
+            with trio.CancelScope(shield=True):
+                await write.wait()
+        except BaseException:
+            self._events.retire(job.id)
+            live.ended.set()
+            raise
+        self._keep_payload(live, definition, job)
+        self._enqueue(live)
+        return shown
+
+    def _keep_payload(self, live: LiveJob, definition: PipelineDef, job: Job) -> None:
+        """Keep the input of a job that is about to run; many large ones that wait would fill the memory."""
+        assert job.input is not None
+        size = sum(len(source.content) + len(source.content_base64 or "") for source in job.input.sources)
+        if self._kept_bytes + size <= KEPT_PAYLOAD_BYTES:
+            self._kept_bytes += size
+            live.payload, live.payload_bytes = (definition, job.input), size
+
+    # stopping jobs
+
+    async def cancel(self, job_id: JobId, reason: str = "") -> Job:
+        """Cancel a job; the answer is the job once it is over. A job that is over stays as it is."""
+        live = self._live.get(job_id)
+        if live is not None:
+            if live.stop is None:
+                live.cancel_reason = reason
+                live.request_stop(Stop.CANCELLED)
+                # Stored at once: a crash before the job has ended must not bring it back to life.
+                live.log.post(state=JobState(cancel_reason=reason))
+                if live in self._queue:
+                    self._stop_waiting(live)
+            await live.ended.wait()
+        return await self.get_job(job_id)
+
+    async def wait(self, job_id: JobId) -> Job:
+        """The job once it is over."""
+        live = self._live.get(job_id)
+        if live is not None:
+            await live.ended.wait()
+        return await self.get_job(job_id)
+
+    async def delete(self, job_id: JobId) -> None:
+        """Remove a finished job and all that belongs to it. Raises NotFoundError, ConflictError."""
+        head = await self._access.call(self._store.head, job_id)
+        if head is None:
+            raise NotFoundError(f"there is no job {job_id}")
+        if not head.is_final or job_id in self._live:
+            raise ConflictError(f"job {job_id} is not finished; cancel it first")
+        await self._writer.execute(DeleteJobs([job_id]))
+
+    # looking at jobs
+
+    def follow(self, job_id: JobId, *, after_seq: int = 0) -> AbstractAsyncContextManager[Follower]:
+        """Follow a job's events. Raises NotFoundError and GoneError on entering."""
+        return self._events.follow(job_id, after_seq=after_seq)
+
+    async def get_job(self, job_id: JobId) -> Job:
+        """The job as it is stored, with input and, when it is finished, result. Raises NotFoundError."""
+        return await self._access.call(self._read_job, job_id)
+
+    async def list_jobs(self, wanted: JobFilter) -> tuple[list[Job], int | None]:
+        """Jobs without input, result and steps, newest first; and what to pass as `before` for the next page."""
+        found = await self._access.call(self._store.list_jobs, wanted)
+        jobs = [from_stored_json(summary.job, Job) for summary in found]
+        return jobs, found[-1].number if len(found) == wanted.limit else None
+
+    async def checkpoints(self, job_id: JobId) -> list[msgspec.Raw]:
+        """The StepCheckpoints of a job, as JSON. Raises NotFoundError."""
+        if await self._access.call(self._store.head, job_id) is None:
+            raise NotFoundError(f"there is no job {job_id}")
+        return [
+            msgspec.Raw(point.checkpoint) for point in await self._access.call(self._store.read_checkpoints, job_id)
+        ]
+
+    def _read_job(self, job_id: JobId) -> Job:
+        record = self._store.get_job(job_id)
+        if record is None:
+            raise NotFoundError(f"there is no job {job_id}")
+        job = read_final(self._store, record) if record.status.is_final else self._read_unfinished(record)
+        job.input = read_input(self._store, job_id)
+        job.last_seq = record.last_seq
+        return job
+
+    def _read_unfinished(self, record: JobRecord) -> Job:
+        job = from_stored_json(record.job, Job)
+        definition = from_stored_json(record.definition, PipelineDef)
+        executions = new_executions(definition.steps)
+        for text in record.executions:
+            execution = from_stored_json(text, StepExecution)
+            executions[execution.step_id] = execution
+        job.step_executions = list(executions.values())
+        return job
+
+
+@asynccontextmanager
+async def running(engine: Engine, writer: StoreWriter, *, grace_s: float = 0) -> AsyncIterator[None]:
+    """The engine and the writer of its store run as long as the block.
+
+    At the end running jobs have `grace_s` seconds to finish; the others go on after the next start.
+    """
+    async with trio.open_nursery() as writing:
+        await writing.start(writer.run)
+        try:
+            async with trio.open_nursery() as jobs:
+                await jobs.start(engine.run)
+                try:
+                    yield
+                finally:
+                    # Shielded: the jobs' own tasks end when they are told to, and drain bounds how long that takes.
+                    with trio.CancelScope(shield=True):
+                        await engine.drain(grace_s)
+        finally:
+            writer.close()

@@ -1,0 +1,326 @@
+"""Runs one job from its start, or its restart, to its terminal event."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import msgspec
+import trio
+
+from pipeline_engine.decoding import from_stored_json
+from pipeline_engine.errors import ErrorCode
+from pipeline_engine.events import Event, EventName, JobLog
+from pipeline_engine.models import (
+    Job,
+    JobError,
+    JobId,
+    JobInput,
+    JobStatus,
+    Limits,
+    PipelineDef,
+    ResultItem,
+    StepCheckpoint,
+    StepDef,
+    StepExecution,
+    StepId,
+    StepStatus,
+    now_rfc3339,
+)
+from pipeline_engine.scheduler import Scheduler, collect_result, new_executions
+from pipeline_engine.steps.context import ItemKey, JobContext, JobState, Services
+from pipeline_engine.store.access import StoreAccess
+from pipeline_engine.store.base import ExecutionRecord, JobRecord, Store
+
+log = logging.getLogger(__name__)
+
+_TERMINAL_EVENTS = {
+    JobStatus.SUCCEEDED: EventName.JOB_COMPLETED,
+    JobStatus.FAILED: EventName.JOB_FAILED,
+    JobStatus.CANCELLED: EventName.JOB_CANCELLED,
+}
+
+
+class Stop(enum.Enum):
+    """Why a running job's scope was cancelled."""
+
+    CANCELLED = enum.auto()
+    INTERRUPTED = enum.auto()
+
+
+@dataclass(slots=True, eq=False)
+class LiveJob:
+    """A job that is queued or running.
+
+    `scope` is there while it runs; `ended` is set when its last event is stored, or when the daemon lets go of it.
+    """
+
+    job: Job
+    log: JobLog
+    payload: tuple[PipelineDef, JobInput] | None = None
+    payload_bytes: int = 0
+    resumed: bool = False
+    scope: trio.CancelScope | None = None
+    stop: Stop | None = None
+    cancel_reason: str = ""
+    ended: trio.Event = field(default_factory=trio.Event)
+
+    def request_stop(self, stop: Stop) -> None:
+        """Stop the job's steps; the first reason stands."""
+        if self.stop is None:
+            self.stop = stop
+        if self.scope is not None:
+            self.scope.cancel()
+
+
+class _JobLine(msgspec.Struct):
+    """The event whose data is a job."""
+
+    data: Job
+
+
+class JobRunner:
+    """Takes live jobs to their end."""
+
+    def __init__(self, *, access: StoreAccess, services: Services, max_restarts: int) -> None:
+        self._access = access
+        self._store = access.store
+        self._services = services
+        self._max_restarts = max_restarts
+
+    async def run(self, live: LiveJob) -> None:
+        """Run the job; it ends with its terminal event, or without one when the daemon stops (Stop.INTERRUPTED)."""
+        context: JobContext | None = None
+        error: JobError | None = None
+        cut = False
+        try:
+            context = await self._load(live)
+            error, cut = await self._run_steps(live, context)
+        except Exception as exc:
+            log.exception("internal error in job %s", live.job.id)
+            words = f"internal error ({type(exc).__name__}); the daemon's log has more under job {live.job.id}"
+            error = JobError(code=ErrorCode.INTERNAL, message=words)
+        if cut and live.stop is Stop.INTERRUPTED:
+            await self._let_go(live, context)
+        else:
+            await self._end(live, context, *_outcome(live, error, cut=cut))
+
+    async def _run_steps(self, live: LiveJob, context: JobContext) -> tuple[JobError | None, bool]:
+        """The error that failed the job, and whether it was cut short: stopped, or out of time."""
+        if live.stop is not None:
+            return None, True
+        refusal = self._refusal(context) if live.resumed else None
+        if refusal is not None:
+            return refusal, False
+        self._begin(live, context)
+        with trio.CancelScope() as scope:
+            live.scope = scope
+            if live.job.timeout_s is not None:
+                scope.deadline = trio.current_time() + live.job.timeout_s - context.ran_s
+            try:
+                return await Scheduler(context).run(), False
+            finally:
+                live.scope = None
+        return None, True
+
+    # the beginning
+
+    async def _load(self, live: LiveJob) -> JobContext:
+        job_id = live.job.id
+        payload = live.payload
+        if payload is None:
+            payload = await self._access.call(self._read_payload, job_id)
+        definition, job_input = payload
+        live.payload = None
+        executions = new_executions(definition.steps)
+        checkpoints: dict[ItemKey, ResultItem] = {}
+        attempts: dict[ItemKey, int] = {}
+        state = JobState()
+        if live.resumed or live.job.parent_job_id is not None:
+            record, points = await self._access.call(self._read_progress, job_id)
+            for text in record.executions:
+                execution = from_stored_json(text, StepExecution)
+                executions[execution.step_id] = execution
+            checkpoints = {(point.step_id, point.shard_key): point.result for point in points}
+            state = from_stored_json(record.state, JobState) if record.state else state
+            if live.resumed:
+                attempts = await self._access.call(self._read_attempts, job_id)
+                state.ran_s += await self._access.call(self._ran_since, record)
+        limits = live.job.limits or Limits()
+        context = JobContext(
+            job=live.job,
+            definition=definition,
+            job_input=job_input,
+            log=live.log,
+            services=self._services,
+            state=state,
+            executions=executions,
+            checkpoints=checkpoints,
+            attempts=attempts,
+            limits=limits,
+        )
+        for execution in executions.values():
+            if execution.reused_from is None and execution.usage is not None:
+                context.usage += execution.usage
+                context.budget.spend_tokens(execution.usage)
+        context.budget.calls = sum(attempts.values())
+        return context
+
+    def _begin(self, live: LiveJob, context: JobContext) -> None:
+        job = live.job
+        job.updated_at = now_rfc3339()
+        events: list[Event] = []
+        if live.resumed:
+            job.restarts += 1
+            job.last_seq = live.log.last_seq + 1
+            data = {"restarts": job.restarts, "steps": list(context.executions.values())}
+            events.append((EventName.JOB_RESUMED, data))
+        else:
+            job.status = JobStatus.RUNNING
+            job.started_at = job.updated_at
+            job.last_seq = live.log.last_seq + 2
+            shown = _shown(job, context)
+            events += [(EventName.JOB_STARTED, shown), (EventName.JOB_STATUS, shown)]
+        live.log.post(events, status=JobStatus.RUNNING, job=summary_of(job), state=context.state())
+
+    def _refusal(self, context: JobContext) -> JobError | None:
+        """Why a job may not go on after a restart of the daemon."""
+        if context.job.restarts >= self._max_restarts:
+            words = f"the daemon was restarted {context.job.restarts} times under this job (limits.max_restarts)"
+            return JobError(code=ErrorCode.INTERRUPTED, message=words)
+        for step in context.graph.definition.steps:
+            if context.executions[step.id].status is StepStatus.RUNNING and self._must_not_repeat(step):
+                begun = {key for key in context.attempts if key[0] == step.id}
+                if begun - context.checkpoints.keys():
+                    words = f"step {step.id!r} was interrupted and may not be started again (idempotent: false)"
+                    return JobError(code=ErrorCode.INTERRUPTED, message=words, details={"step_id": step.id})
+        return None
+
+    def _must_not_repeat(self, step: StepDef) -> bool:
+        if not step.config.idempotent:
+            return True
+        if step.provider_profile_id is None:
+            return False
+        profile = self._services.registry.get(step.provider_profile_id)
+        override = step.provider_override.idempotent if step.provider_override is not None else None
+        if override is None and profile is not None:
+            override = profile.extra.idempotent
+        return override is False
+
+    # the end
+
+    async def _end(self, live: LiveJob, context: JobContext | None, status: JobStatus, error: JobError | None) -> None:
+        """Append the last events, as one change. Not even a crash can leave them half written."""
+        job = live.job
+        job.status, job.error = status, error
+        job.finished_at = job.updated_at = now_rfc3339()
+        events: list[Event] = []
+        records: list[ExecutionRecord] = []
+        if context is not None:
+            job.usage = context.usage
+            pending = StepStatus.CANCELLED if status is JobStatus.CANCELLED else StepStatus.SKIPPED
+            events, records = Scheduler(context).end_unfinished(pending=pending)
+        job.last_seq = live.log.last_seq + len(events) + 3
+        shown = _shown(job, context)
+        events.append((EventName.JOB_STATUS, shown))
+        if context is not None:
+            shown = msgspec.structs.replace(shown, result=collect_result(context))
+        events.append((_TERMINAL_EVENTS[status], shown))
+        token = {"job_id": job.id, "seq": job.last_seq}
+        events.append((EventName.STREAM_FINISHED, {"status": status, "resume_token": token}))
+        await live.log.append(events, status=status, job=summary_of(job), executions=records)
+
+    async def _let_go(self, live: LiveJob, context: JobContext | None) -> None:
+        """The daemon stops: the job stays as it is in the store, and goes on after the next start."""
+        if context is not None:
+            await live.log.append(state=context.state())
+
+    # reading the store
+
+    def _read_payload(self, job_id: JobId) -> tuple[PipelineDef, JobInput]:
+        record = self._store.get_job(job_id)
+        assert record is not None
+        return from_stored_json(record.definition, PipelineDef), read_input(self._store, job_id)
+
+    def _read_progress(self, job_id: JobId) -> tuple[JobRecord, list[StepCheckpoint]]:
+        record = self._store.get_job(job_id)
+        assert record is not None
+        points = [
+            from_stored_json(stored.checkpoint, StepCheckpoint) for stored in self._store.read_checkpoints(job_id)
+        ]
+        return record, points
+
+    def _read_attempts(self, job_id: JobId) -> dict[ItemKey, int]:
+        """The highest attempt at each item, so that the next one voids what an interrupted one has shown."""
+        attempts: dict[ItemKey, int] = {}
+        seq = 0
+        while events := self._store.read_events(job_id, after_seq=seq, names=(EventName.ITEM_STARTED,)):
+            for event in events:
+                data = msgspec.json.decode(event.line, type=_ItemStartedLine).data
+                attempts[data.step_id, data.shard_key] = data.attempt
+            seq = events[-1].seq
+        return attempts
+
+    def _ran_since(self, record: JobRecord) -> float:
+        """For how many seconds the job ran after its state was last written, by the time stamps of its events."""
+        last = self._store.last_event(record.job_id)
+        if last is None or not record.state:
+            return 0.0
+        saved_at = from_stored_json(record.state, JobState).saved_at
+        if not saved_at:
+            return 0.0
+        began = datetime.fromisoformat(saved_at)
+        ended = msgspec.json.decode(last.line, type=_TimedLine).ts
+        return max(0.0, (ended - began).total_seconds())
+
+
+def _outcome(live: LiveJob, error: JobError | None, *, cut: bool) -> tuple[JobStatus, JobError | None]:
+    if error is not None:
+        return JobStatus.FAILED, error
+    if not cut:
+        return JobStatus.SUCCEEDED, None
+    if live.stop is Stop.CANCELLED:
+        words = live.cancel_reason or "the job was cancelled"
+        return JobStatus.CANCELLED, JobError(code=ErrorCode.CANCELLED, message=words)
+    words = f"the job took longer than its timeout_s of {live.job.timeout_s:g} s"
+    return JobStatus.FAILED, JobError(code=ErrorCode.TIMEOUT, message=words)
+
+
+def summary_of(job: Job) -> Job:
+    """The job as its row and lists have it: without input, result and steps."""
+    return msgspec.structs.replace(job, input=None, result=None, step_executions=None)
+
+
+def _shown(job: Job, context: JobContext | None) -> Job:
+    """The job as events have it: without input and result."""
+    executions = None if context is None else list(context.executions.values())
+    return msgspec.structs.replace(job, input=None, result=None, step_executions=executions)
+
+
+def read_input(store: Store, job_id: JobId) -> JobInput:
+    """The input of a job: its first event has it."""
+    events = store.read_events(job_id, limit=1)
+    job_input = from_stored_json(events[0].line, _JobLine).data.input if events else None
+    return job_input or JobInput()
+
+
+def read_final(store: Store, record: JobRecord) -> Job:
+    """A finished job with its result and steps: its terminal event, the last but one, has them."""
+    [event] = store.read_events(record.job_id, after_seq=record.last_seq - 2, limit=1)
+    return from_stored_json(event.line, _JobLine).data
+
+
+class _ItemStartedData(msgspec.Struct):
+    step_id: StepId
+    attempt: int
+    shard_key: str | None = None
+
+
+class _ItemStartedLine(msgspec.Struct):
+    data: _ItemStartedData
+
+
+class _TimedLine(msgspec.Struct):
+    ts: datetime

@@ -1,0 +1,185 @@
+"""One HTTP/1.1 connection to a model server."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import h11
+import trio
+
+from pipeline_engine.errors import ErrorCode, ProviderError
+
+READ_SIZE = 64 * 1024  # bytes
+MAX_HEAD_SIZE = 100 * 1024  # bytes: the headers of an answer
+KEEP_ALIVE_EXPIRY = 4.0  # seconds: less than the 5 after which common servers close an idle connection
+
+#: What is wrong with a header; the header itself may be a secret.
+FORBIDDEN_CHARACTER = "a header of the request holds a character that HTTP does not allow"
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a connection leads."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+async def open_connection(
+    origin: Origin, *, tls_context: Callable[[], ssl.SSLContext], timeout_s: float | None
+) -> Connection:
+    """Connect, and shake hands if the origin is https. Raises ProviderError that names the address and the reason."""
+    with trio.move_on_after(math.inf if timeout_s is None else timeout_s):
+        try:
+            return await _connect(origin, tls_context)
+        except (OSError, trio.BrokenResourceError, ssl.CertificateError) as exc:
+            raise _cannot_connect(origin, _reason(exc)) from exc
+    raise _cannot_connect(origin, f"no connection within {timeout_s:g} s")
+
+
+async def _connect(origin: Origin, tls_context: Callable[[], ssl.SSLContext]) -> Connection:
+    tcp = await trio.open_tcp_stream(origin.host, origin.port)
+    if origin.scheme == "http":
+        return Connection(origin, tcp, tcp)
+    tls = trio.SSLStream(tcp, tls_context(), server_hostname=origin.host, https_compatible=True)
+    try:
+        await tls.do_handshake()
+    except BaseException:
+        tcp.socket.close()
+        raise
+    return Connection(origin, tcp, tls)
+
+
+class Connection:
+    """Sends one request at a time and reads its answer; closing is immediate and cannot block.
+
+    h11 is driven here rather than by httpcore, whose connections hand out every HTTP chunk on its own: this one gives
+    all that one read from the network brought as one piece.
+    """
+
+    def __init__(self, origin: Origin, tcp: trio.SocketStream, stream: trio.abc.Stream) -> None:
+        self.origin = origin
+        self._tcp = tcp
+        self._stream = stream
+        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_SIZE)
+        self._idle_since = trio.current_time()
+        self._peer_closed = False
+        #: Whether any byte of the answer to the current request has come.
+        self.answered = False
+
+    async def request(self, method: bytes, target: bytes, headers: Headers, body: bytes) -> h11.Response:
+        """Send a request and wait for the head of its answer."""
+        self.answered = False
+        try:
+            request = h11.Request(method=method, target=target, headers=list(headers))
+        except h11.LocalProtocolError:
+            raise ProviderError(ErrorCode.PROVIDER_ERROR, FORBIDDEN_CHARACTER) from None
+        # h11's send returns None only for ConnectionClosed.
+        data = b"".join(self._h11.send(event) or b"" for event in (request, h11.Data(body), h11.EndOfMessage()))
+        # A server may refuse a body that it has not read whole: its answer is still there to read.
+        with suppress(trio.BrokenResourceError):
+            await self._stream.send_all(data)
+        while True:
+            event = await self._next_event()
+            if isinstance(event, h11.Response):
+                return event
+
+    async def receive_body(self) -> bytes:
+        """All of the body that has arrived, after waiting for some; empty at its end."""
+        pieces: list[bytes] = []
+        while self._h11.their_state is h11.SEND_BODY:
+            event = self._parse()
+            if event is h11.NEED_DATA:
+                if pieces:
+                    break
+                await self._fill()
+            elif isinstance(event, h11.Data):
+                pieces.append(bytes(event.data))
+        return b"".join(pieces)
+
+    def make_idle(self) -> bool:
+        """Get ready for the next request; False if there can be none, because the answer is not at its end."""
+        if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
+            return False
+        self._h11.start_next_cycle()
+        self._idle_since = trio.current_time()
+        return True
+
+    def is_expired(self) -> bool:
+        return trio.current_time() - self._idle_since > KEEP_ALIVE_EXPIRY
+
+    def is_alive(self) -> bool:
+        """Whether an idle connection may be used: what can be read from one can only be its end."""
+        return not self.is_expired() and not self._tcp.socket.is_readable()
+
+    def close(self) -> None:
+        self._tcp.socket.close()
+
+    async def _next_event(self) -> object:
+        while (event := self._parse()) is h11.NEED_DATA:
+            await self._fill()
+        return event
+
+    def _parse(self) -> object:
+        try:
+            event = self._h11.next_event()
+        except h11.RemoteProtocolError as exc:
+            if self._peer_closed:
+                raise self.broken("it was closed before the answer was complete") from exc
+            raise ProviderError(
+                ErrorCode.PROVIDER_PROTOCOL, f"the answer of {self.origin} is not valid HTTP ({exc})"
+            ) from exc
+        if isinstance(event, h11.ConnectionClosed):
+            raise self.broken("it was closed without an answer")
+        return event
+
+    async def _fill(self) -> None:
+        try:
+            data = await self._stream.receive_some(READ_SIZE)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise self.broken(_reason(exc)) from exc
+        self.answered = self.answered or bool(data)
+        self._peer_closed = not data
+        self._h11.receive_data(bytes(data))
+
+    def broken(self, reason: str) -> ProviderError:
+        """The error for a connection that ended by itself."""
+        message = f"the connection to {self.origin} broke ({reason})"
+        return ProviderError(ErrorCode.PROVIDER_UNREACHABLE, message, retryable=True)
+
+
+def _cannot_connect(origin: Origin, reason: str) -> ProviderError:
+    message = f"cannot connect to {origin} ({reason})"
+    return ProviderError(ErrorCode.PROVIDER_UNREACHABLE, message, retryable=True)
+
+
+def _reason(exc: BaseException) -> str:
+    """The innermost cause, in the system's words: trio wraps what happened at each address of a host."""
+    if isinstance(exc, BaseExceptionGroup):
+        return _reason(exc.exceptions[0])
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"certificate: {exc.verify_message}"
+    if isinstance(exc, ssl.SSLError):
+        return f"TLS: {(exc.reason or str(exc)).lower().replace('_', ' ')}"
+    if isinstance(exc, socket.gaierror):
+        return (
+            "the name of the host is unknown" if exc.errno == socket.EAI_NONAME else (exc.strerror or str(exc)).lower()
+        )
+    if isinstance(exc, OSError) and exc.errno is not None and exc.errno in errno.errorcode:
+        return os.strerror(exc.errno).lower()
+    cause = exc.__cause__ or exc.__context__
+    return _reason(cause) if cause is not None else str(exc) or type(exc).__name__

@@ -1,0 +1,136 @@
+"""From the bytes of an answer to lines, server-sent events and JSON values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from pipeline_engine.errors import ErrorCode, ProviderError
+
+MAX_LINE_SIZE = 32 * 1024 * 1024  # bytes
+_BOM = b"\xef\xbb\xbf"
+
+
+class LineSplitter:
+    """Cuts a stream of bytes at 0x0A and nowhere else: U+2028 and its like are legal inside JSON strings."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that end in `data`, without their ends. Raises ProviderError if one is far too long."""
+        first, *rest = data.split(b"\n")
+        self._pieces.append(first)
+        self._size += len(first)
+        if self._size > MAX_LINE_SIZE:
+            raise ProviderError(ErrorCode.PROVIDER_PROTOCOL, f"a line of the answer exceeds {MAX_LINE_SIZE} bytes")
+        if not rest:
+            return []
+        lines = [b"".join(self._pieces), *rest[:-1]]
+        self._pieces, self._size = [rest[-1]], len(rest[-1])
+        return [line.removesuffix(b"\r") for line in lines]
+
+    def rest(self) -> bytes:
+        """What came after the last line's end."""
+        return b"".join(self._pieces).removesuffix(b"\r")
+
+
+@dataclass(frozen=True, slots=True)
+class SseEvent:
+    event: str
+    data: bytes
+
+
+class SseDecoder:
+    """Server-sent events, as the HTML standard describes them (section 9.2.6): comments and unknown fields are
+    skipped, one space after the colon is optional, several data lines are joined.
+    """
+
+    def __init__(self) -> None:
+        self._data: list[bytes] = []
+        self._event = ""
+        self._at_start = True
+
+    def feed(self, line: bytes) -> SseEvent | None:
+        """The event that this line completes."""
+        if self._at_start:
+            line = line.removeprefix(_BOM)
+            self._at_start = False
+        if not line:
+            return self.flush()
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._data.append(value)
+        elif name == b"event":
+            self._event = value.decode(errors="replace")
+        return None
+
+    def flush(self) -> SseEvent | None:
+        """The event that has been read so far: servers forget the blank line behind the last one."""
+        event = SseEvent(self._event or "message", b"\n".join(self._data)) if self._data else None
+        self._data, self._event = [], ""
+        return event
+
+
+def decode_json(data: bytes) -> Any:
+    """The value of a JSON text; ValueError if it is none.
+
+    Lenient where servers are careless: invalid UTF-8 becomes U+FFFD, NaN and Infinity become null, control
+    characters in strings are kept. Strings may hold half a surrogate pair: pass them through `clean_text` or a
+    TextJoiner.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return _LENIENT.decode(data.decode(errors="replace").removeprefix("\ufeff"))
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
+
+
+def decode_first_json(data: bytes) -> Any:
+    """The value at the beginning of a text that may go on behind it; ValueError if there is none."""
+    try:
+        return decode_json(data)
+    except ValueError:
+        text = data.decode(errors="replace").removeprefix("\ufeff").lstrip()
+        return _LENIENT.raw_decode(text)[0]
+
+
+def _no_number(_: str) -> None:
+    return None
+
+
+_LENIENT = json.JSONDecoder(parse_constant=_no_number, strict=False)
+
+
+def clean_text(text: str) -> str:
+    """The text with surrogate pairs joined and lone surrogates replaced by U+FFFD, so that it can be stored."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+class TextJoiner:
+    """Cleans a text that comes in pieces: half a surrogate pair at the end of one waits for the next."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, piece: str) -> str:
+        text = self._held + piece
+        self._held = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        return clean_text(text[: len(text) - len(self._held)])
+
+    def flush(self) -> str:
+        """What waits, at the end of the text."""
+        held, self._held = self._held, ""
+        return clean_text(held)

@@ -1,0 +1,183 @@
+"""The limits of a provider: how many calls run at once and start in a minute, shared fairly by all jobs."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+WINDOW = 60.0  # seconds: what "a minute" means
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """What a profile allows; None is no limit."""
+
+    max_concurrency: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Start:
+    """What one call takes from a minute."""
+
+    time: float
+    amount: int
+
+
+@dataclass(eq=False, slots=True)
+class Permit:
+    """The right to make one call. Who holds it says how the call ended, before giving it back."""
+
+    tokens: int
+    epoch: int = 0
+    started: _Start | None = None
+    tokens_used: int | None = None
+    succeeded: bool = False
+    rate_limited: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    job_id: str
+    permit: Permit
+    granted: trio.Event = field(default_factory=trio.Event)
+    # Its deadline is when the head of the queue looks again whether the minute has room.
+    timer: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+class ProviderLimiter:
+    """Hands out permits: in turn to the jobs that wait, and to each job's calls in their order.
+
+    Every change of state is a synchronous function. Only the first waiter of the first job has a timer; all others
+    sleep until a permit is given to them.
+    """
+
+    def __init__(self, settings: LimitSettings) -> None:
+        self._max = math.inf if settings.max_concurrency is None else settings.max_concurrency
+        self._limit = float(self._max)
+        self._epoch = 0
+        self._in_flight = 0
+        self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        self._requests = _Minute(settings.requests_per_minute)
+        self._tokens = _Minute(settings.tokens_per_minute)
+
+    @property
+    def in_flight(self) -> int:
+        """How many permits are out."""
+        return self._in_flight
+
+    @property
+    def waiting(self) -> int:
+        return sum(len(queue) for queue in self._queues.values())
+
+    @property
+    def concurrency(self) -> float:
+        """How many calls may run at once now: at most `max_concurrency`, less after a 429."""
+        return max(1, math.floor(self._limit)) if math.isfinite(self._limit) else math.inf
+
+    @asynccontextmanager
+    async def permit(self, *, job_id: str, tokens: int = 0) -> AsyncIterator[Permit]:
+        """Wait for the right to make one call of about that many tokens."""
+        waiter = _Waiter(job_id, Permit(tokens))
+        self._enqueue(waiter)
+        try:
+            await trio.lowlevel.checkpoint()
+            while not waiter.granted.is_set():
+                with waiter.timer:
+                    await waiter.granted.wait()
+                if not waiter.granted.is_set():
+                    waiter.timer = trio.CancelScope()
+                    self._grant()
+            yield waiter.permit
+        finally:
+            if waiter.granted.is_set():
+                self._give_back(waiter.permit)
+            else:
+                self._withdraw(waiter)
+
+    def _enqueue(self, waiter: _Waiter) -> None:
+        self._queues.setdefault(waiter.job_id, deque()).append(waiter)
+        self._grant()
+
+    def _withdraw(self, waiter: _Waiter) -> None:
+        queue = self._queues[waiter.job_id]
+        queue.remove(waiter)
+        if not queue:
+            del self._queues[waiter.job_id]
+        # It may have been the head, and the timekeeper of all others.
+        self._grant()
+
+    def _give_back(self, permit: Permit) -> None:
+        self._in_flight -= 1
+        # One overload refuses many calls at once: only calls that began after the last halving may halve again.
+        if permit.rate_limited and permit.epoch == self._epoch and math.isfinite(self._limit):
+            self._limit = max(1.0, self.concurrency / 2)
+            self._epoch += 1
+        elif permit.succeeded:
+            self._limit = min(self._max, self._limit + 1 / self._limit)
+        if permit.started is not None and permit.tokens_used is not None:
+            self._tokens.correct(permit.started, permit.tokens_used)
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._queues and self._in_flight < self.concurrency:
+            job_id, queue = next(iter(self._queues.items()))
+            head = queue[0]
+            now = trio.current_time()
+            start = max(self._requests.next_start(1, now), self._tokens.next_start(head.permit.tokens, now))
+            if start > now:
+                head.timer.deadline = start
+                return
+            queue.popleft()
+            if queue:
+                self._queues.move_to_end(job_id)
+            else:
+                del self._queues[job_id]
+            self._in_flight += 1
+            self._requests.add(1, now)
+            head.permit.started = self._tokens.add(head.permit.tokens, now)
+            head.permit.epoch = self._epoch
+            head.granted.set()
+
+
+class _Minute:
+    """What started in the last minute: a window that slides, so that no minute ever holds more than the limit."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._used = 0
+        self._starts: deque[_Start] = deque()
+
+    def next_start(self, amount: int, now: float) -> float:
+        """When `amount` more fits: now or later. What exceeds the whole limit goes alone, or it would never go."""
+        if self._limit is None:
+            return now
+        while self._starts and self._starts[0].time <= now - WINDOW:
+            self._used -= self._starts.popleft().amount
+        excess = self._used + min(amount, self._limit) - self._limit
+        earliest = now
+        for start in self._starts:
+            if excess <= 0:
+                break
+            excess -= start.amount
+            earliest = start.time + WINDOW
+        return earliest
+
+    def add(self, amount: int, now: float) -> _Start:
+        start = _Start(now, amount)
+        if self._limit is not None:
+            self._starts.append(start)
+            self._used += amount
+        return start
+
+    def correct(self, start: _Start, amount: int) -> None:
+        """Replace an estimate by what the provider counted."""
+        if self._limit is not None and start in self._starts:
+            self._used += amount - start.amount
+            start.amount = amount

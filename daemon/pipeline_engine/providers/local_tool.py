@@ -1,0 +1,200 @@
+"""Runs a local command as a provider: the prompt on its standard input, its standard output as the answer."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from pipeline_engine.errors import ErrorCode, StepError
+from pipeline_engine.providers.base import Chunk, Completion, ProviderCall, Target
+from pipeline_engine.providers.process import ChildProcess, StartError, open_child
+from pipeline_engine.providers.tool_output import Tail, ToolOutput
+
+_log = logging.getLogger(__name__)
+
+#: A tool's own environment, where the daemon's does not say otherwise; nothing else of the daemon's is passed on.
+DEFAULT_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/",
+    "LANG": "C.UTF-8",
+}
+PIECE_TIME = 0.05  # seconds that output waits for more, so that a chatty tool does not make an event of each line
+STDERR_BYTES = 4 * 1024
+REMOVE_TIMEOUT = 10.0  # seconds for a scratch directory; a tool may have left a large tree in it
+
+
+class LocalToolProvider:
+    """Starts the command of a call (Operation.TOOL) in a process group of its own, without a shell.
+
+    The tool works in the profile's `cwd`; without one, in a scratch directory of its own that is removed afterwards.
+    `environment` is the daemon's; `scratch_root` is where the scratch directories are made (None: the system's
+    directory for temporary files); `limiter` bounds the threads for slow work with files.
+    """
+
+    def __init__(
+        self,
+        *,
+        environment: Mapping[str, str],
+        scratch_root: str | None = None,
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> None:
+        self._environment = {name: environment.get(name) or value for name, value in DEFAULT_ENVIRONMENT.items()}
+        self._scratch_root = scratch_root
+        self._limiter = limiter
+
+    @asynccontextmanager
+    async def stream(self, call: ProviderCall) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
+        target = call.target
+        if not call.command:
+            raise StepError(ErrorCode.TOOL_FAILED, f"tool {target.profile_id} has no command; set it in the profile")
+        deadline = math.inf if target.timeout_s is None else trio.current_time() + target.timeout_s
+        command, env = child_arguments(call, self._environment)
+        stdin = call.stdin.encode("utf-8", "replace")
+        stderr = Tail(STDERR_BYTES)
+        try:
+            async with (
+                self._open_directory(target) as cwd,
+                open_child(
+                    command,
+                    env=env,
+                    cwd=cwd,
+                    stdin=stdin,
+                    on_stderr=stderr.append,
+                    grace=target.grace_s,
+                    limiter=self._limiter,
+                ) as child,
+                aclosing(_answer(child, target, stderr, deadline)) as answer,
+            ):
+                yield answer
+        except StartError as exc:
+            message = f"tool {target.profile_id} could not be started: {exc}"
+            raise StepError(ErrorCode.TOOL_FAILED, message) from exc
+
+    @asynccontextmanager
+    async def _open_directory(self, target: Target) -> AsyncIterator[str]:
+        if target.cwd is not None:
+            yield target.cwd
+            return
+        # Making and removing an empty directory takes microseconds, less than the way to a thread and back.
+        try:
+            directory = Path(tempfile.mkdtemp(prefix="pipeline-engine-tool-", dir=self._scratch_root))
+        except OSError as exc:
+            raise StartError(f"no scratch directory could be made for it: {exc}") from exc
+        try:
+            yield str(directory)
+        finally:
+            await self._remove(directory)
+
+    async def _remove(self, directory: Path) -> None:
+        if _remove_empty(directory):
+            return
+        with trio.move_on_after(REMOVE_TIMEOUT, shield=True) as scope:
+            try:
+                await trio.to_thread.run_sync(shutil.rmtree, directory, abandon_on_cancel=True, limiter=self._limiter)
+            except OSError as exc:
+                _log.warning("scratch directory %s could not be removed: %s", directory, exc)
+        if scope.cancelled_caught:
+            _log.warning("scratch directory %s is not removed yet after %g s", directory, REMOVE_TIMEOUT)
+
+
+def child_arguments(call: ProviderCall, environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """The argv and the whole environment of the child; all text is UTF-8, whatever the daemon's locale is."""
+    env = {**environment, **call.env}
+    return [_as_utf8(part) for part in call.command], {_as_utf8(name): _as_utf8(value) for name, value in env.items()}
+
+
+def _remove_empty(directory: Path) -> bool:
+    with suppress(OSError):  # it is not empty
+        directory.rmdir()
+        return True
+    return False
+
+
+async def read_pieces(
+    read: Callable[[], Awaitable[bytes]], output: ToolOutput, deadline: float
+) -> AsyncGenerator[list[str], None]:
+    """Move what `read` gives into `output` until its end or the deadline; the pieces, as they become due.
+
+    A piece is due when it is 64 KiB large or when its first byte has waited for 50 ms.
+    """
+    flush_at = math.inf
+    while trio.current_time() < deadline:
+        data: bytes | None = None
+        with trio.move_on_at(min(flush_at, deadline)):
+            data = await read()
+        if data == b"":
+            return
+        if data is None:
+            pieces = output.flush()
+            flush_at = math.inf
+        else:
+            output.append(data)
+            pieces = output.full_pieces()
+        if not output.has_unsent:
+            flush_at = math.inf
+        elif flush_at == math.inf:
+            flush_at = trio.current_time() + PIECE_TIME
+        if pieces:
+            yield pieces
+
+
+async def _answer(
+    child: ChildProcess, target: Target, stderr: Tail, deadline: float
+) -> AsyncGenerator[list[Chunk | Completion], None]:
+    output = ToolOutput(target.max_output_bytes)
+    async with aclosing(read_pieces(child.read, output, deadline)) as due:
+        async for pieces in due:
+            yield [Chunk(piece) for piece in pieces]
+    exit_code: int | None = None
+    with trio.move_on_at(deadline):
+        exit_code = await child.wait()
+    last: list[Chunk | Completion] = [Chunk(piece) for piece in output.finish()]
+    warnings = [*output.warnings(), *_stderr_warnings(stderr)]
+    if exit_code == 0:
+        yield [*last, Completion(finish_reason="stop", warnings=warnings)]
+        return
+    if last:
+        yield last
+    details: dict[str, Any] = {"stderr": stderr.text}
+    if warnings:
+        details["warnings"] = warnings
+    if exit_code is None:
+        message = f"tool {target.profile_id} did not end within its timeout_s, {target.timeout_s:g} s"
+        raise StepError(ErrorCode.TIMEOUT, message, details=details)
+    message = f"tool {target.profile_id} {_describe_exit(exit_code)}"
+    raise StepError(ErrorCode.TOOL_FAILED, message, details={"exit_code": exit_code, **details})
+
+
+def _stderr_warnings(stderr: Tail) -> list[dict[str, Any]]:
+    if not stderr.is_cut:
+        return []
+    message = f"the tool wrote {stderr.total} bytes to its standard error; only the last {stderr.limit} are kept"
+    return [
+        {"code": "stderr_truncated", "message": message, "total_bytes": stderr.total, "kept_bytes": stderr.limit},
+    ]
+
+
+def _describe_exit(exit_code: int) -> str:
+    if exit_code > 0:
+        return f"exited with code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:  # the real-time signals have no names
+        name = f"signal {-exit_code}"
+    return f"was killed by {name}"
+
+
+def _as_utf8(text: str) -> str:
+    """The text that Python passes to the child as the UTF-8 bytes of `text`."""
+    # Half of a surrogate pair, which JSON can carry, has no bytes in UTF-8.
+    return os.fsdecode(text.encode("utf-8", "replace"))

@@ -1,0 +1,201 @@
+"""The Ollama provider: chat and embeddings of an Ollama server's own API."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from pipeline_engine.errors import ErrorCode, ProviderError
+from pipeline_engine.models import Usage
+from pipeline_engine.providers.addresses import without_query
+from pipeline_engine.providers.base import Chunk, Completion, Message, Operation, ProviderCall, Target
+from pipeline_engine.providers.embeddings import checked_vectors
+from pipeline_engine.providers.failures import AnsweredError
+from pipeline_engine.providers.framing import clean_text, decode_json
+from pipeline_engine.providers.http import Answer, post_json
+from pipeline_engine.providers.text_stream import AnswerText, ToolCalls, finish_reason_of
+from pipeline_engine.providers.transport import HttpClient
+
+Batches = AsyncGenerator[list[Chunk | Completion]]
+
+
+class OllamaProvider:
+    """Runs CHAT and EMBED calls."""
+
+    def __init__(self, *, client: HttpClient) -> None:
+        self._client = client
+
+    @asynccontextmanager
+    async def stream(self, call: ProviderCall) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
+        async with aclosing(self._embed(call) if call.operation is Operation.EMBED else self._chat(call)) as batches:
+            yield batches
+
+    async def _chat(self, call: ProviderCall) -> Batches:
+        target = call.target
+        if not any(message.role == "user" and (message.content or message.images) for message in call.messages):
+            # Ollama would only load the model.
+            message = f"nothing was sent to {target.profile_id!r}: the prompt is empty"
+            raise ProviderError(ErrorCode.PROVIDER_EMPTY, message)
+        async with self._post(target, "/api/chat", _chat_body(call), "application/x-ndjson") as answer:
+            chat = _ChatAnswer(answer, target)
+            unread = b""
+            while not chat.ended and (lines := await answer.receive_lines()) is not None:
+                batch: list[Chunk | Completion] = []
+                for line in lines:
+                    # A line that is no JSON may be the beginning of an object that is spread over several.
+                    unread += line
+                    if (value := _value(unread)) is not None:
+                        batch += chat.feed(value, raw=unread)
+                        unread = b""
+                yield batch
+            if unread.strip() and not chat.began:
+                raise answer.protocol_error("is not JSON", raw=unread)
+            if chat.ended:
+                await answer.drain()
+            yield chat.finish()
+
+    async def _embed(self, call: ProviderCall) -> Batches:
+        target = call.target
+        body = {"model": target.model, "input": list(call.inputs), **_settings(target)}
+        async with self._post(target, "/api/embed", body, "application/json") as answer:
+            value = await answer.json()
+            try:
+                vectors = checked_vectors(value.get("embeddings"), len(call.inputs))
+            except ValueError as exc:
+                raise answer.protocol_error(str(exc)) from exc
+        yield [Completion(embeddings=vectors, usage=_usage(value), model=_model(value))]
+
+    @asynccontextmanager
+    async def _post(self, target: Target, path: str, body: dict[str, Any], accept: str) -> AsyncIterator[Answer]:
+        try:
+            async with post_json(self._client, target, path, body, accept=accept) as answer:
+                yield answer
+        except AnsweredError as exc:
+            if exc.details.get("status") != 404:
+                raise
+            raise _not_found(target, path, exc) from exc
+
+
+class _ChatAnswer:
+    """Reads the objects of an answer to a chat request: pieces, and one that is `done`."""
+
+    def __init__(self, answer: Answer, target: Target) -> None:
+        self._answer = answer
+        self._address = without_query(target.base_uri)
+        self._text = AnswerText()
+        self._tool_calls = ToolCalls()
+        self._last: dict[str, Any] = {}
+        self.began = False
+        self.ended = False
+
+    def feed(self, value: Any, *, raw: bytes) -> list[Chunk]:
+        if not isinstance(value, dict):
+            raise self._answer.protocol_error("has a line that is not a JSON object", raw=raw)
+        if value.get("error"):
+            raise self._answer.error_inside(value, raw=raw)
+        self.began = True
+        self.ended = value.get("done") is True
+        self._last = value
+        message = value.get("message")
+        if not isinstance(message, dict):
+            return []
+        tool_calls = message.get("tool_calls")
+        for number, tool_call in enumerate(tool_calls if isinstance(tool_calls, list) else ()):
+            # Always whole here: an index of its own keeps each apart.
+            if isinstance(tool_call, dict):
+                self._tool_calls.feed({"index": (id(value), number), **tool_call})
+        return [*self._text.reasoning(message.get("thinking")), *self._text.text(message.get("content"))]
+
+    def finish(self) -> list[Chunk | Completion]:
+        if not self.ended:
+            if not self.began:
+                message = f"the answer of {self._address} is empty"
+                raise ProviderError(ErrorCode.PROVIDER_EMPTY, message, retryable=True)
+            raise self._answer.truncated()
+        reason = finish_reason_of(self._last.get("done_reason")) or "stop"
+        if reason in ("load", "unload"):
+            message = f"{self._address} only {reason}ed the model: it received no prompt"
+            raise ProviderError(ErrorCode.PROVIDER_EMPTY, message)
+        rest = self._text.flush()
+        tool_calls = self._tool_calls.finish()
+        if not tool_calls:
+            self._text.check_not_empty(finish_reason=reason, address=self._address)
+        completion = Completion(
+            finish_reason=reason, usage=_usage(self._last), model=_model(self._last), tool_calls=tool_calls
+        )
+        return [*rest, completion]
+
+
+def _chat_body(call: ProviderCall) -> dict[str, Any]:
+    target = call.target
+    body: dict[str, Any] = {
+        "model": target.model,
+        "messages": [_message(message) for message in call.messages],
+        "stream": target.stream,
+        **_settings(target),
+    }
+    if call.max_tokens is not None:
+        body["options"] = {**body.get("options", {}), "num_predict": call.max_tokens}
+    if call.json_schema is not None and not isinstance(call.json_schema, bool):
+        body["format"] = call.json_schema
+    elif call.json_mode or call.json_schema is not None:
+        body["format"] = "json"
+    return body
+
+
+def _settings(target: Target) -> dict[str, Any]:
+    options = dict(target.options)
+    settings: dict[str, Any] = {}
+    if "think" in options:
+        # The one setting of a model's behaviour that Ollama takes beside its options, not in them.
+        settings["think"] = options.pop("think")
+    if options:
+        settings["options"] = options
+    if target.keep_alive is not None:
+        settings["keep_alive"] = target.keep_alive
+    return settings
+
+
+def _message(message: Message) -> dict[str, Any]:
+    plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.images:
+        # Bare base64: Ollama refuses data URIs.
+        plain["images"] = [base64.b64encode(image).decode() for image in message.images]
+    return plain
+
+
+def _value(text: bytes) -> Any:
+    """The JSON value of a text, or None if it is blank or not a whole value."""
+    if not text.strip():
+        return None
+    try:
+        return decode_json(text)
+    except ValueError:
+        return None
+
+
+def _usage(value: dict[str, Any]) -> Usage | None:
+    prompt, completion = value.get("prompt_eval_count"), value.get("eval_count")
+    if not isinstance(prompt, int) and not isinstance(completion, int):
+        return None
+    return Usage(
+        prompt_tokens=prompt if isinstance(prompt, int) else 0,
+        completion_tokens=completion if isinstance(completion, int) else 0,
+    )
+
+
+def _model(value: dict[str, Any]) -> str | None:
+    model = value.get("model")
+    return clean_text(model) if isinstance(model, str) and model else None
+
+
+def _not_found(target: Target, path: str, error: AnsweredError) -> ProviderError:
+    """A 404 in Ollama's own form means the model; any other that nobody there knows the path."""
+    address = without_query(target.base_uri)
+    if error.info.known_format and not error.info.type and error.info.status is None:
+        message = f"{address} has no model {target.model!r}; to get it, run: ollama pull {target.model}"
+        return ProviderError(ErrorCode.MODEL_NOT_FOUND, message, details=error.details)
+    message = f"{address} does not know {path}: is it the address of an Ollama server?"
+    return ProviderError(ErrorCode.PROVIDER_ERROR, message, details=error.details)

@@ -1,0 +1,135 @@
+"""The OpenAI provider: chat and embeddings of every server that speaks OpenAI's API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Any
+
+import trio
+
+from pipeline_engine.errors import ErrorCode, ProviderError
+from pipeline_engine.providers.adaptations import Adaptations
+from pipeline_engine.providers.addresses import without_query
+from pipeline_engine.providers.base import Chunk, Completion, Operation, ProviderCall, Target
+from pipeline_engine.providers.embeddings import ordered_vectors
+from pipeline_engine.providers.failures import AnsweredError
+from pipeline_engine.providers.framing import SseDecoder, SseEvent
+from pipeline_engine.providers.http import Answer, post_json
+from pipeline_engine.providers.openai_chat import ChatAnswer, chat_body
+from pipeline_engine.providers.transport import HttpClient
+from pipeline_engine.providers.usage import usage_of
+
+#: Seconds to wait for the usage and the end mark behind the finish reason; the answer is whole without them.
+TAIL_TIMEOUT = 5.0
+
+Batches = AsyncGenerator[list[Chunk | Completion]]
+
+
+class OpenAiProvider:
+    """Runs CHAT and EMBED calls. It remembers which parameters a server refuses for a model."""
+
+    def __init__(self, *, client: HttpClient) -> None:
+        self._client = client
+        self._adaptations = Adaptations()
+
+    @asynccontextmanager
+    async def stream(self, call: ProviderCall) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
+        async with aclosing(self._embed(call) if call.operation is Operation.EMBED else self._chat(call)) as batches:
+            yield batches
+
+    async def _chat(self, call: ProviderCall) -> Batches:
+        accept = "text/event-stream, application/json" if call.target.stream else "application/json"
+        async with self._post(call.target, "/chat/completions", chat_body(call), accept) as (answer, warnings):
+            chat = ChatAnswer(answer, address=without_query(call.target.base_uri))
+            if await answer.first_byte() in (b"{", b"[", b""):
+                yield [*chat.feed_document(await answer.json())]
+            else:
+                async with aclosing(_events(answer, chat)) as batches:
+                    async for batch in batches:
+                        yield batch
+            yield chat.finish(warnings)
+
+    async def _embed(self, call: ProviderCall) -> Batches:
+        target = call.target
+        body = {**target.options, "model": target.model, "input": list(call.inputs)}
+        async with self._post(target, "/embeddings", body, "application/json") as (answer, warnings):
+            value = await answer.json()
+            try:
+                vectors = ordered_vectors(value.get("data"), len(call.inputs))
+            except ValueError as exc:
+                raise answer.protocol_error(str(exc)) from exc
+        model = value.get("model")
+        yield [
+            Completion(
+                embeddings=vectors,
+                usage=usage_of(value.get("usage")),
+                model=model if isinstance(model, str) and model else None,
+                warnings=warnings,
+            )
+        ]
+
+    @asynccontextmanager
+    async def _post(
+        self, target: Target, path: str, body: dict[str, Any], accept: str
+    ) -> AsyncIterator[tuple[Answer, list[dict[str, Any]]]]:
+        """The answer to `body`, or to what the server takes of it, and the warnings about what it did not take."""
+        adaptation = self._adaptations.recall(target)
+        async with AsyncExitStack() as stack:
+            answer: Answer | None = None
+            warnings: list[dict[str, Any]] = []
+            while answer is None:
+                adapted, warnings = adaptation.apply(body)
+                try:
+                    answer = await stack.enter_async_context(
+                        post_json(self._client, target, path, adapted, accept=accept)
+                    )
+                except AnsweredError as exc:
+                    if not self._adaptations.learn(target, adaptation, adapted, exc):
+                        raise
+            yield answer, warnings
+
+
+async def _events(answer: Answer, chat: ChatAnswer) -> Batches:
+    """The chunks of a stream as they arrive; an empty batch is a sign of life."""
+    decoder = SseDecoder()
+    last_lines: list[bytes] = []
+    while not chat.ended:
+        lines = await _next_lines(answer, chat)
+        if lines is None:
+            break
+        last_lines = lines or last_lines
+        batch: list[Chunk | Completion] = []
+        for line in lines:
+            if event := decoder.feed(line):
+                batch += chat.feed_event(event)
+        yield batch
+    if not chat.is_whole and (event := decoder.flush()):
+        yield [*_feed_last(chat, event)]
+    if not chat.began:
+        raise answer.protocol_error("is no stream of events", raw=b"\n".join(last_lines))
+    if chat.ended:
+        await answer.drain()
+
+
+async def _next_lines(answer: Answer, chat: ChatAnswer) -> list[bytes] | None:
+    """The next lines; None at the end, and when nothing follows an answer that is whole."""
+    if not chat.is_whole:
+        return await answer.receive_lines()
+    with trio.move_on_after(TAIL_TIMEOUT):
+        try:
+            return await answer.receive_lines()
+        except ProviderError as exc:
+            if exc.code is not ErrorCode.PROVIDER_UNREACHABLE:
+                raise
+    return None
+
+
+def _feed_last(chat: ChatAnswer, event: SseEvent) -> list[Chunk]:
+    """An event without the blank line behind it: perhaps the last one, perhaps cut in the middle."""
+    try:
+        return chat.feed_event(event)
+    except ProviderError as exc:
+        if exc.code is ErrorCode.PROVIDER_PROTOCOL:
+            return []
+        raise

@@ -1,0 +1,206 @@
+"""The profiles with what belongs to each: its provider, its connections and its limits."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from pipeline_engine.errors import ErrorCode, ProviderError, StepError
+from pipeline_engine.models import ProviderKind, ProviderOverride, ProviderProfile
+from pipeline_engine.providers.base import Chunk, Completion, Operation, Provider, ProviderCall, Target
+from pipeline_engine.providers.image import ImageProvider
+from pipeline_engine.providers.limits import LimitSettings, Permit, ProviderLimiter
+from pipeline_engine.providers.ollama import OllamaProvider
+from pipeline_engine.providers.openai import OpenAiProvider
+from pipeline_engine.providers.targets import resolve
+from pipeline_engine.providers.transport import HttpClient, Network
+from pipeline_engine.providers.watch import Batch, open_watched
+
+_log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT = 5.0  # seconds
+CHARACTERS_PER_TOKEN = 4  # the usual rule of thumb, until the provider has counted
+
+_METRICS = ("provider_call_count", "provider_call_latency", "provider_call_errors", "provider_chunk_count")
+_SUPPORTED = {
+    ProviderKind.OPENAI: {Operation.CHAT, Operation.EMBED, Operation.IMAGE},
+    ProviderKind.OLLAMA: {Operation.CHAT, Operation.EMBED},
+    ProviderKind.IMAGE: {Operation.IMAGE},
+    ProviderKind.LOCAL_TOOL: {Operation.TOOL},
+}
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    """A profile as it is at one time. A replaced one lives on until its last call has ended."""
+
+    profile: ProviderProfile
+    client: HttpClient
+    providers: Mapping[Operation, Provider]
+    calls: int = 0
+    replaced: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Limiters:
+    """The limits of a profile, which outlive changes of it; an override with other limits has its own."""
+
+    by_settings: dict[LimitSettings, ProviderLimiter] = field(default_factory=dict)
+
+    def get(self, target: Target) -> ProviderLimiter:
+        settings = LimitSettings(target.max_concurrency, target.requests_per_minute, target.tokens_per_minute)
+        return self.by_settings.setdefault(settings, ProviderLimiter(settings))
+
+
+class ProviderRegistry:
+    """Profiles by id; runs their calls under their limits and timeouts. Use `open_registry`."""
+
+    def __init__(
+        self, profiles: Iterable[ProviderProfile], *, local_tool: Provider, proxies: Mapping[str, str]
+    ) -> None:
+        self._local_tool = local_tool
+        self._network = Network(proxies=proxies)
+        self._entries: dict[str, _Entry] = {}
+        self._limiters: dict[str, _Limiters] = {}
+        self._metrics: dict[str, Counter[ProviderKind]] = {name: Counter() for name in _METRICS}
+        for profile in profiles:
+            self.put(profile)
+
+    def get(self, profile_id: str) -> ProviderProfile | None:
+        entry = self._entries.get(profile_id)
+        return None if entry is None else entry.profile
+
+    def profiles(self) -> list[ProviderProfile]:
+        """All profiles, in the order of their ids."""
+        return [self._entries[profile_id].profile for profile_id in sorted(self._entries)]
+
+    def put(self, profile: ProviderProfile) -> None:
+        """Add or replace a profile: new calls see it, calls under way finish with what they began with."""
+        self._retire(profile.id)
+        client = HttpClient(network=self._network)
+        self._entries[profile.id] = _Entry(profile, client, self._providers(profile.kind, client))
+
+    def remove(self, profile_id: str) -> None:
+        self._retire(profile_id)
+        self._limiters.pop(profile_id, None)
+
+    def resolve(self, profile_id: str, override: ProviderOverride | None = None) -> Target:
+        """Where a call of this profile goes. Raises ProviderError if there is no such profile."""
+        return resolve(self._entry(profile_id).profile, override)
+
+    def metrics(self) -> dict[str, dict[str, int]]:
+        """Name → kind → count since the start; latency is in milliseconds, and every kind is there."""
+        return {name: {kind.value: counts[kind] for kind in ProviderKind} for name, counts in self._metrics.items()}
+
+    @asynccontextmanager
+    async def stream(
+        self, call: ProviderCall, *, job_id: str
+    ) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
+        """Run a call as soon as the limits allow, in fair turns with other jobs; waiting for them costs no timeout.
+
+        The iterator yields what arrived together, the Completion last. Raises ProviderError (StepError for tools).
+        """
+        target = call.target
+        entry = self._entry(target.profile_id)
+        provider = entry.providers.get(call.operation)
+        if provider is None:
+            message = f"provider {target.profile_id!r} is of the kind {target.kind} and cannot do: {call.operation}"
+            raise ProviderError(ErrorCode.PROVIDER_ERROR, message)
+        limiter = self._limiters.setdefault(target.profile_id, _Limiters()).get(target)
+        entry.calls += 1
+        try:
+            async with (
+                limiter.permit(job_id=job_id, tokens=_estimated_tokens(call)) as permit,
+                self._counted(target.kind, permit) as note,
+                open_watched(provider, call, note=note) as batches,
+            ):
+                yield batches
+        finally:
+            entry.calls -= 1
+            self._close_if_unused(entry)
+
+    @asynccontextmanager
+    async def _counted(self, kind: ProviderKind, permit: Permit) -> AsyncIterator[Callable[[Batch], None]]:
+        """Counts a call and how it ends, for the metrics and for the limits; gives what takes note of a batch."""
+        chunks = self._metrics["provider_chunk_count"]
+
+        def note(batch: Batch) -> None:
+            for part in batch:
+                if isinstance(part, Chunk):
+                    chunks[kind] += 1
+                    continue
+                permit.succeeded = True
+                if part.usage is not None:
+                    permit.tokens_used = part.usage.prompt_tokens + part.usage.completion_tokens
+
+        began = trio.current_time()
+        self._metrics["provider_call_count"][kind] += 1
+        try:
+            yield note
+        except StepError as exc:
+            self._metrics["provider_call_errors"][kind] += 1
+            permit.rate_limited = exc.code is ErrorCode.PROVIDER_RATE_LIMITED
+            raise
+        finally:
+            self._metrics["provider_call_latency"][kind] += round((trio.current_time() - began) * 1000)
+
+    async def aclose(self) -> None:
+        """Close all connections; no call may be under way."""
+        for profile_id in list(self._entries):
+            self._retire(profile_id)
+        await self._network.aclose()
+
+    def _entry(self, profile_id: str) -> _Entry:
+        if profile_id not in self._entries:
+            raise ProviderError(ErrorCode.PROVIDER_ERROR, f"there is no provider profile {profile_id!r}")
+        return self._entries[profile_id]
+
+    def _retire(self, profile_id: str) -> None:
+        entry = self._entries.pop(profile_id, None)
+        if entry is not None:
+            entry.replaced = True
+            self._close_if_unused(entry)
+
+    def _close_if_unused(self, entry: _Entry) -> None:
+        if entry.replaced and not entry.calls:
+            entry.client.close()
+
+    def _providers(self, kind: ProviderKind, client: HttpClient) -> Mapping[Operation, Provider]:
+        # An OpenAI server makes images too; the image provider speaks that part of its API.
+        image = ImageProvider(client=client)
+        chat: Provider = OllamaProvider(client=client) if kind is ProviderKind.OLLAMA else OpenAiProvider(client=client)
+        all_providers: dict[Operation, Provider] = {
+            Operation.CHAT: chat,
+            Operation.EMBED: chat,
+            Operation.IMAGE: image,
+            Operation.TOOL: self._local_tool,
+        }
+        return {operation: all_providers[operation] for operation in _SUPPORTED[kind]}
+
+
+@asynccontextmanager
+async def open_registry(
+    profiles: Iterable[ProviderProfile], *, local_tool: Provider, proxies: Mapping[str, str] | None = None
+) -> AsyncIterator[ProviderRegistry]:
+    """A registry whose connections are closed at the end.
+
+    `local_tool` runs the tools; `proxies` has the keys `http`, `https`, `all` and `no`, as the environment has them.
+    """
+    registry = ProviderRegistry(profiles, local_tool=local_tool, proxies=proxies or {})
+    try:
+        yield registry
+    finally:
+        with trio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
+            await registry.aclose()
+        if scope.cancelled_caught:
+            _log.warning("some provider connections were not closed within %s s", CLOSE_TIMEOUT)
+
+
+def _estimated_tokens(call: ProviderCall) -> int:
+    characters = sum(len(message.content) for message in call.messages) + sum(map(len, call.inputs))
+    return characters // CHARACTERS_PER_TOKEN + (call.max_tokens or 0)

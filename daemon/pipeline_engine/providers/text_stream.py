@@ -1,0 +1,137 @@
+"""The text, reasoning and tool calls of an answer, put together from its pieces."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline_engine.errors import ErrorCode, ProviderError
+from pipeline_engine.providers.base import Chunk
+from pipeline_engine.providers.framing import TextJoiner, clean_text, decode_json
+
+_LENGTH_REASONS = frozenset({"length", "max_tokens", "model_length"})
+
+
+class AnswerText:
+    """Turns pieces of text and reasoning into chunks, and knows at the end whether there was anything."""
+
+    def __init__(self) -> None:
+        self._text = TextJoiner()
+        self._reasoning = TextJoiner()
+        self.has_text = False
+        self.has_reasoning = False
+
+    def text(self, piece: Any) -> list[Chunk]:
+        """The chunks for a piece; anything but a text (null, a missing value) is no piece."""
+        content = self._text.feed(piece) if isinstance(piece, str) else ""
+        self.has_text = self.has_text or bool(content)
+        return [Chunk(content)] if content else []
+
+    def reasoning(self, piece: Any) -> list[Chunk]:
+        content = self._reasoning.feed(piece) if isinstance(piece, str) else ""
+        self.has_reasoning = self.has_reasoning or bool(content)
+        return [Chunk(content, "reasoning")] if content else []
+
+    def flush(self) -> list[Chunk]:
+        """What was held back for a next piece that never came."""
+        reasoning, text = self._reasoning.flush(), self._text.flush()
+        self.has_text = self.has_text or bool(text)
+        chunks = [Chunk(reasoning, "reasoning")] if reasoning else []
+        return [*chunks, Chunk(text)] if text else chunks
+
+    def check_not_empty(self, *, finish_reason: str | None, address: str) -> None:
+        """Raise ProviderError unless there is text: an answer without any would look like a success downstream."""
+        if self.has_text:
+            return
+        if finish_reason == "length":
+            spent = "on reasoning " if self.has_reasoning else ""
+            message = f"the token limit was spent {spent}before any answer of {address}: raise max_tokens"
+            raise ProviderError(ErrorCode.OUTPUT_TRUNCATED, message)
+        only = "only reasoning and no text" if self.has_reasoning else "nothing"
+        message = f"the answer of {address} holds {only} (finish reason: {finish_reason or 'none'})"
+        raise ProviderError(ErrorCode.PROVIDER_EMPTY, message, retryable=True)
+
+
+class ToolCalls:
+    """Tool calls whose pieces may come without an index, with a wrong one, or interleaved."""
+
+    def __init__(self) -> None:
+        self._calls: list[_ToolCall] = []
+
+    def feed(self, delta: Any) -> None:
+        """One element of `tool_calls`, whole or a piece."""
+        if not isinstance(delta, dict):
+            return
+        function = delta.get("function")
+        function = function if isinstance(function, dict) else {}
+        call = self._find(delta.get("id"), delta.get("index"), function.get("name"))
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            call.pieces.append(arguments)
+        elif arguments is not None:
+            call.pieces.append(json.dumps(arguments))
+
+    def finish(self) -> list[dict[str, Any]]:
+        """`{id, name, arguments}` each, in order of appearance; arguments that are not JSON stay text."""
+        return [call.finish(number) for number, call in enumerate(self._calls)]
+
+    def _find(self, call_id: Any, index: Any, name: Any) -> _ToolCall:
+        """An id is what identifies a call; a piece without one goes to the latest call with its index."""
+        if isinstance(call_id, str) and call_id:
+            known = [call for call in self._calls if call.id == call_id]
+            return known[0] if known else self._add(call_id, index, name)
+        candidates = [call for call in self._calls if index is None or call.index == index]
+        if not candidates or (isinstance(name, str) and name and candidates[-1].is_complete()):
+            return self._add("", index, name)
+        return candidates[-1]
+
+    def _add(self, call_id: str, index: Any, name: Any) -> _ToolCall:
+        call = _ToolCall(call_id, index, name if isinstance(name, str) else "")
+        self._calls.append(call)
+        return call
+
+
+class _ToolCall:
+    def __init__(self, call_id: str, index: Any, name: str) -> None:
+        self.id = call_id
+        self.index = index
+        self.name = name
+        self.pieces: list[str] = []
+
+    def is_complete(self) -> bool:
+        """Whether the arguments are a whole JSON value already, so that a named piece begins another call."""
+        try:
+            decode_json("".join(self.pieces).encode(errors="replace"))
+        except ValueError:
+            return False
+        return True
+
+    def finish(self, number: int) -> dict[str, Any]:
+        text = clean_text("".join(self.pieces))
+        try:
+            arguments = decode_json(text.encode()) if text.strip() else {}
+        except ValueError:
+            arguments = text
+        return {
+            "id": clean_text(self.id) or f"call_{number}",
+            "name": clean_text(self.name),
+            "arguments": _cleaned(arguments),
+        }
+
+
+def finish_reason_of(value: Any) -> str | None:
+    """The finish reason, with the names that servers have for "the token limit" made one; None if there is none."""
+    if not isinstance(value, str) or not value:
+        return None
+    return "length" if value in _LENGTH_REASONS else clean_text(value)
+
+
+def _cleaned(value: Any) -> Any:
+    """A JSON value whose strings can be stored: escapes in it may name half a surrogate pair."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, list):
+        return [_cleaned(part) for part in value]
+    if isinstance(value, dict):
+        return {clean_text(key): _cleaned(part) for key, part in value.items()}
+    return value

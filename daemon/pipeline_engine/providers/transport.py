@@ -1,0 +1,221 @@
+"""Requests over pooled connections: the only module that knows httpx."""
+
+from __future__ import annotations
+
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+
+import httpx
+
+from pipeline_engine.errors import ErrorCode, ProviderError
+from pipeline_engine.providers.connection import FORBIDDEN_CHARACTER, Connection, Origin, open_connection
+from pipeline_engine.providers.proxies import proxy_for
+
+MAX_IDLE_CONNECTIONS = 64  # for each origin; a burst's others are closed when it is over
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Network:
+    """What all clients share: the TLS context, and the transports through proxies.
+
+    `proxies` is as `proxy_for` takes it.
+    """
+
+    def __init__(self, *, proxies: Mapping[str, str]) -> None:
+        self._proxies = proxies
+        self._tls_context: ssl.SSLContext | None = None
+        self._proxied: dict[str, httpx.AsyncHTTPTransport] = {}
+
+    def tls_context(self) -> ssl.SSLContext:
+        """The TLS context, made on first use: it costs some 30 ms."""
+        if self._tls_context is None:
+            self._tls_context = httpx.create_ssl_context()
+            self._tls_context.set_alpn_protocols(["http/1.1"])
+        return self._tls_context
+
+    def proxied(self, url: httpx.URL) -> httpx.AsyncBaseTransport | None:
+        """The transport through the proxy that stands before this address; None if there is none."""
+        origin = _origin(url)
+        proxy = proxy_for(origin.scheme, origin.host, origin.port, self._proxies)
+        if proxy is None:
+            return None
+        if proxy not in self._proxied:
+            self._proxied[proxy] = self._through(proxy)
+        return self._proxied[proxy]
+
+    def _through(self, proxy: str) -> httpx.AsyncHTTPTransport:
+        # No limits: nothing may wait in httpx's pool.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=MAX_IDLE_CONNECTIONS)
+        try:
+            return httpx.AsyncHTTPTransport(proxy=proxy, verify=self.tls_context(), trust_env=False, limits=limits)
+        except (ImportError, ValueError, httpx.InvalidURL) as exc:
+            # The address of a proxy may hold a password, and so may what httpx says about it.
+            message = f"the proxy that is set for this host cannot be used ({type(exc).__name__})"
+            raise ProviderError(ErrorCode.PROVIDER_UNREACHABLE, message) from None
+
+    async def aclose(self) -> None:
+        for transport in self._proxied.values():
+            await transport.aclose()
+
+
+class DirectTransport(httpx.AsyncBaseTransport):
+    """Connections of ours: a last-in-first-out free list for each origin.
+
+    Nothing waits here, so a cancelled request can leave nothing behind but a closed connection. (httpx's own pool
+    loses slots to requests that are cancelled while they wait for one.)
+    """
+
+    def __init__(self, *, network: Network) -> None:
+        self._network = network
+        self._idle: dict[Origin, deque[Connection]] = {}
+        self._busy: set[Connection] = set()
+
+    @property
+    def busy(self) -> int:
+        """How many connections carry a request now."""
+        return len(self._busy)
+
+    @property
+    def idle(self) -> int:
+        return sum(len(connections) for connections in self._idle.values())
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        origin = _origin(request.url)
+        reused = self._take_idle(origin)
+        if reused is not None:
+            try:
+                return await self._exchange(reused, request)
+            except ProviderError as exc:
+                # The server closed the idle connection while our request was on its way.
+                if reused.answered or exc.code is not ErrorCode.PROVIDER_UNREACHABLE:
+                    raise
+        timeout_s: float | None = request.extensions.get("timeout", {}).get("connect")
+        fresh = await open_connection(origin, tls_context=self._network.tls_context, timeout_s=timeout_s)
+        return await self._exchange(fresh, request)
+
+    def close(self) -> None:
+        """Close all connections, those that carry a request too."""
+        connections = [*self._busy, *(one for idle in self._idle.values() for one in idle)]
+        self._busy.clear()
+        self._idle.clear()
+        for connection in connections:
+            connection.close()
+
+    async def _exchange(self, connection: Connection, request: httpx.Request) -> httpx.Response:
+        self._busy.add(connection)
+        try:
+            head = await connection.request(
+                request.method.encode(), request.url.raw_path, request.headers.raw, request.content
+            )
+        except BaseException:
+            self.release(connection)
+            raise
+        return httpx.Response(head.status_code, headers=list(head.headers), stream=_Body(self, connection))
+
+    def _take_idle(self, origin: Origin) -> Connection | None:
+        idle = self._idle.get(origin, deque())
+        while idle:
+            connection = idle.pop()
+            if connection.is_alive():
+                return connection
+            connection.close()
+        return None
+
+    def release(self, connection: Connection) -> None:
+        """Keep the connection for the next request if its answer is complete, else close it at once."""
+        if connection not in self._busy:
+            return
+        self._busy.remove(connection)
+        if not connection.make_idle():
+            connection.close()
+            return
+        idle = self._idle.setdefault(connection.origin, deque())
+        idle.append(connection)
+        while len(idle) > MAX_IDLE_CONNECTIONS or idle[0].is_expired():
+            idle.popleft().close()
+
+
+class _Body(httpx.AsyncByteStream):
+    """The body of an answer, in pieces as they arrive; closing it gives the connection back."""
+
+    def __init__(self, transport: DirectTransport, connection: Connection) -> None:
+        self._transport = transport
+        self._connection = connection
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if piece := await self._connection.receive_body():
+            return piece
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        # No checkpoint: this runs while a cancelled request unwinds, and has nothing to wait for.
+        self._transport.release(self._connection)
+
+
+class RawAnswer:
+    """An answer whose body has not been read yet; header names are in lower case."""
+
+    def __init__(self, response: httpx.Response, url: str) -> None:
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        self.status = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self._pieces = aiter(response.stream)
+        self._url = url
+
+    async def receive(self) -> bytes:
+        """The next piece of the body, as it arrived; empty at its end."""
+        try:
+            return await anext(self._pieces, b"")
+        except httpx.HTTPError as exc:
+            raise _mapped(exc, self._url) from exc
+
+
+class HttpClient:
+    """Sends requests over connections of its own, follows no redirects and reads nothing from the environment.
+
+    Whatever goes wrong on the way is a ProviderError that names the server's address.
+    """
+
+    def __init__(self, *, network: Network) -> None:
+        self.direct = DirectTransport(network=network)
+        self._network = network
+
+    @asynccontextmanager
+    async def send(
+        self, method: str, url: str, *, headers: Mapping[str, str], content: bytes, connect_timeout_s: float
+    ) -> AsyncIterator[RawAnswer]:
+        """Start a request; leaving early closes its connection. The only timeout is the one for connecting."""
+        # The transport is called without httpx's client around it: that would wrap each piece of the body in three
+        # more generators, and there is nothing else here for it to do.
+        extensions = {"timeout": httpx.Timeout(None, connect=connect_timeout_s).as_dict()}
+        try:
+            request = httpx.Request(method, url, headers=dict(headers), content=content, extensions=extensions)
+            transport = self._network.proxied(request.url) or self.direct
+            response = await transport.handle_async_request(request)
+        except UnicodeEncodeError:
+            raise ProviderError(ErrorCode.PROVIDER_ERROR, FORBIDDEN_CHARACTER) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            raise _mapped(exc, url) from exc
+        async with aclosing(response):
+            yield RawAnswer(response, url)
+
+    def close(self) -> None:
+        self.direct.close()
+
+
+def _mapped(exc: httpx.HTTPError | httpx.InvalidURL, url: str) -> ProviderError:
+    if isinstance(exc, httpx.InvalidURL):
+        return ProviderError(ErrorCode.PROVIDER_ERROR, f"the address of the request is not valid ({exc})")
+    refused = isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError)
+    what = "cannot connect to" if refused else "lost the connection to"
+    message = f"{what} {_origin(httpx.URL(url))} through the proxy ({str(exc) or type(exc).__name__})"
+    return ProviderError(ErrorCode.PROVIDER_UNREACHABLE, message, retryable=True)
+
+
+def _origin(url: httpx.URL) -> Origin:
+    return Origin(url.scheme, url.raw_host.decode("ascii").strip("[]"), url.port or _DEFAULT_PORTS[url.scheme])

@@ -1,0 +1,86 @@
+"""The timeouts of one provider call: to the first token, between tokens, and for all of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from pipeline_engine.errors import ErrorCode, ProviderError
+from pipeline_engine.providers.addresses import without_query
+from pipeline_engine.providers.base import Chunk, Completion, Operation, Provider, ProviderCall
+
+Batch = list[Chunk | Completion]
+
+
+@asynccontextmanager
+async def open_watched(
+    provider: Provider, call: ProviderCall, *, note: Callable[[Batch], None]
+) -> AsyncIterator[AsyncIterator[Batch]]:
+    """The call's stream under its target's timeouts; `note` is told each batch. A timeout is a ProviderError.
+
+    Tools watch their own time, since their processes want a grace before they are killed.
+    """
+    with trio.CancelScope() as scope:
+        watched = _Watched(scope, call, note)
+        async with provider.stream(call) as batches:
+            watched.batches = batches
+            yield watched
+    if scope.cancelled_caught:
+        raise watched.timeout_error()
+
+
+class _Watched:
+    """Passes the batches on. Only while it waits for the provider does the deadline of first or next token run, so
+    that a slow consumer is not the provider's fault.
+    """
+
+    batches: AsyncIterator[Batch]
+
+    def __init__(self, scope: trio.CancelScope, call: ProviderCall, note: Callable[[Batch], None]) -> None:
+        now = trio.current_time()
+        target = call.target
+        self._scope = scope
+        self._target = target
+        self._note = note
+        self._watching = call.operation is not Operation.TOOL
+        self._end = now + (target.timeout_s or math.inf)
+        self._first = now + target.first_token_timeout_s
+        self._began = False
+        self._set_deadline(self._first)
+
+    def __aiter__(self) -> AsyncIterator[Batch]:
+        return self
+
+    async def __anext__(self) -> Batch:
+        while True:
+            self._set_deadline(trio.current_time() + self._target.idle_timeout_s if self._began else self._first)
+            try:
+                batch = await anext(self.batches)
+            finally:
+                self._set_deadline(math.inf)
+            # An empty batch is a sign of life: something arrived, but no content. It keeps a stream that has begun
+            # alive, but is no first token.
+            if batch:
+                self._began = True
+                self._note(batch)
+                return batch
+
+    def timeout_error(self) -> ProviderError:
+        """The error for the deadline that has passed."""
+        target, address = self._target, without_query(self._target.base_uri)
+        if trio.current_time() >= self._end:
+            message = f"{address} did not finish within {target.timeout_s:g} s (timeout_s)"
+        elif self._began:
+            message = (
+                f"{address} fell silent in the middle of its answer for {target.idle_timeout_s:g} s (idle_timeout_s)"
+            )
+        else:
+            message = f"{address} sent no token within {target.first_token_timeout_s:g} s (first_token_timeout_s)"
+        return ProviderError(ErrorCode.TIMEOUT, message, retryable=True)
+
+    def _set_deadline(self, deadline: float) -> None:
+        if self._watching:
+            self._scope.deadline = min(self._end, deadline)

@@ -1,0 +1,125 @@
+"""What a rerun takes over from its parent job: whole steps, and finished items of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from pipeline_engine.decoding import from_stored_json, to_json
+from pipeline_engine.errors import InvalidRequestError, NotFoundError, Problem
+from pipeline_engine.job_runner import read_input
+from pipeline_engine.models import (
+    Job,
+    JobId,
+    JobInput,
+    PipelineDef,
+    RerunRequest,
+    ResultItem,
+    StepCheckpoint,
+    StepExecution,
+    StepId,
+    StepStatus,
+)
+from pipeline_engine.pipeline import Graph
+from pipeline_engine.scheduler import new_executions
+from pipeline_engine.steps.runner import artifact_ids
+from pipeline_engine.store.base import CheckpointRecord, ExecutionRecord, JobRecord, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A job that is run again, as far as it has come."""
+
+    record: JobRecord
+    job: Job
+    definition: PipelineDef
+    job_input: JobInput
+    executions: dict[StepId, StepExecution]
+    checkpoints: Sequence[tuple[int, StepCheckpoint]]  # with the place of the shard in its step
+
+
+@dataclass(frozen=True, slots=True)
+class RerunPlan:
+    """What is written with the new job, so that it keeps its own copies."""
+
+    executions: Sequence[ExecutionRecord]
+    checkpoints: Sequence[CheckpointRecord]
+    artifacts: Sequence[str]
+
+
+def read_parent(store: Store, job_id: JobId) -> Parent:
+    """Raises NotFoundError. Blocks."""
+    record = store.get_job(job_id)
+    if record is None:
+        raise NotFoundError(f"there is no job {job_id}")
+    executions = [from_stored_json(text, StepExecution) for text in record.executions]
+    return Parent(
+        record=record,
+        job=from_stored_json(record.job, Job),
+        definition=from_stored_json(record.definition, PipelineDef),
+        job_input=read_input(store, job_id),
+        executions={execution.step_id: execution for execution in executions},
+        checkpoints=[
+            (stored.index, from_stored_json(stored.checkpoint, StepCheckpoint))
+            for stored in store.read_checkpoints(job_id)
+        ],
+    )
+
+
+def plan_rerun(parent: Parent, definition: PipelineDef, request: RerunRequest, *, job_id: JobId) -> RerunPlan:
+    """What the new job need not do again. Raises InvalidRequestError for an unknown step.
+
+    With reuse_upstream, a step that succeeded in the parent is reused whole unless it is `from_step_id` or downstream
+    of it; of the other steps that are not downstream, the finished items are, as long as the input is the parent's.
+    """
+    graph = Graph(definition)
+    again: set[StepId] = set()
+    if request.from_step_id is not None:
+        if request.from_step_id not in graph.steps:
+            words = f"the pipeline has no step {request.from_step_id!r}; it has {', '.join(graph.steps)}"
+            raise InvalidRequestError([Problem("from_step_id", words)])
+        again = {request.from_step_id, *graph.downstream(request.from_step_id)}
+    if not request.reuse_upstream:
+        return RerunPlan((), (), ())
+    kept = graph.steps.keys() - again
+    whole = {step_id for step_id in kept if _succeeded(parent.executions.get(step_id))}
+    partial = kept - whole if request.override_input is None else set()
+    positions = {step_id: position for position, step_id in enumerate(graph.steps)}
+    executions = []
+    for step_id, execution in new_executions(definition.steps).items():
+        if step_id in whole:
+            execution.reused_from = parent.job.id
+            executions.append(ExecutionRecord(positions[step_id], to_json(execution)))
+    checkpoints = []
+    artifacts: list[str] = []
+    for index, point in parent.checkpoints:
+        step_id = point.step_id
+        if step_id in whole or step_id in partial:
+            item = _copy(point.result, job_id, primary=graph.last_exported == step_id)
+            copy = StepCheckpoint(job_id=job_id, step_id=step_id, shard_key=point.shard_key, result=item)
+            checkpoints.append(CheckpointRecord(positions[step_id], index, to_json(copy)))
+            artifacts += artifact_ids(item)
+    return RerunPlan(executions, checkpoints, artifacts)
+
+
+def _succeeded(execution: StepExecution | None) -> bool:
+    if execution is None:
+        return False
+    reused = execution.status is StepStatus.SKIPPED and execution.reused_from is not None
+    return execution.status is StepStatus.SUCCESS or reused
+
+
+def _copy(item: ResultItem, job_id: JobId, *, primary: bool) -> ResultItem:
+    """The item as one of the new job: artifacts are fetched by the job they belong to."""
+    data = dict(item.data)
+    if "artifact" in data:
+        data["artifact"] = _owned(data["artifact"], job_id)
+    if "artifacts" in data:
+        data["artifacts"] = [_owned(artifact, job_id) for artifact in data["artifacts"]]
+    return msgspec.structs.replace(item, is_primary=primary, data=data)
+
+
+def _owned(artifact: dict[str, object], job_id: JobId) -> dict[str, object]:
+    return artifact | {"url": f"/v1/jobs/{job_id}/artifacts/{artifact['sha256']}"}

@@ -1,0 +1,233 @@
+"""Runs one job's DAG in one nursery: a task a step, started when the last of its dependencies is done."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+import trio
+
+from pipeline_engine.errors import ErrorCode, StepError
+from pipeline_engine.events import Event, EventName
+from pipeline_engine.models import (
+    ErrorPolicy,
+    JobError,
+    JobResult,
+    ResultItem,
+    StepDef,
+    StepExecution,
+    StepId,
+    StepStatus,
+    now_rfc3339,
+)
+from pipeline_engine.steps.context import JobContext, job_error
+from pipeline_engine.steps.runner import run_step
+from pipeline_engine.store.base import ExecutionRecord
+
+log = logging.getLogger(__name__)
+
+_END_EVENTS = {
+    StepStatus.SUCCESS: EventName.STEP_COMPLETED,
+    StepStatus.FAILED: EventName.STEP_FAILED,
+    StepStatus.SKIPPED: EventName.STEP_SKIPPED,
+    StepStatus.CANCELLED: EventName.STEP_CANCELLED,
+}
+
+
+class JobFailedError(Exception):
+    """A step whose on_error is `fail` has failed: the job ends with this error."""
+
+    def __init__(self, error: JobError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class Scheduler:
+    """Runs the steps of one job.
+
+    Each step moves once from pending through running to a final status, and each of these is an event. A step is
+    looked at when all its dependencies are final; it then runs, or is skipped.
+    """
+
+    def __init__(self, context: JobContext) -> None:
+        self._context = context
+        self._graph = context.graph
+        self._waiting = {step_id: len(dependencies) for step_id, dependencies in self._graph.dependencies.items()}
+
+    async def run(self) -> JobError | None:
+        """Run what is not final yet; the answer is the error of the step that failed the job, if one did."""
+        error: JobError | None = None
+        try:
+            async with trio.open_nursery() as steps:
+                self._advance(steps, [step_id for step_id, count in self._waiting.items() if count == 0])
+        except* JobFailedError as failures:
+            error = _first_failure(failures)
+        return error
+
+    # what to do with a step whose dependencies are final
+
+    def _advance(self, steps: trio.Nursery, ready: Sequence[StepId]) -> None:
+        """Start or skip the steps that became ready, and those that become so thereby."""
+        queue = deque(ready)
+        while queue:
+            step_id = queue.popleft()
+            execution = self._context.executions[step_id]
+            if execution.status.is_final:
+                self._take_over(step_id)
+            elif execution.reused_from is not None:
+                self._reuse(step_id)
+            elif self._lacks_input(step_id):
+                self._end_step(step_id, StepStatus.SKIPPED)
+                self._context.finish_items(step_id, ())
+            else:
+                steps.start_soon(self._run_step, steps, self._graph.steps[step_id])
+                continue
+            queue += self._unblocked(step_id)
+
+    def _unblocked(self, step_id: StepId) -> list[StepId]:
+        ready = []
+        for dependent in self._graph.dependents[step_id]:
+            self._waiting[dependent] -= 1
+            if self._waiting[dependent] == 0:
+                ready.append(dependent)
+        return ready
+
+    def _lacks_input(self, step_id: StepId) -> bool:
+        """True when a dependency failed, or was skipped without its items being reused from another job."""
+        step = self._graph.steps[step_id]
+        for dependency in self._graph.dependencies[step_id]:
+            execution = self._context.executions[dependency]
+            skipped = execution.status is StepStatus.SKIPPED and execution.reused_from is None
+            if execution.status is StepStatus.FAILED or (skipped and not step.run_if_skipped):
+                return True
+        return False
+
+    def _take_over(self, step_id: StepId) -> None:
+        """The step ended before a restart of the daemon: its items are in the checkpoints."""
+        execution = self._context.executions[step_id]
+        if execution.status is not StepStatus.FAILED:
+            self._context.finish_items(step_id, self._checkpointed(step_id))
+            return
+        self._context.finish_items(step_id, ())
+        if execution.error is not None and self._fails_job(self._graph.steps[step_id], execution.error):
+            raise JobFailedError(execution.error)
+
+    def _reuse(self, step_id: StepId) -> None:
+        """The step succeeded in the parent job: it counts as done, and its items stand again in the result."""
+        items = self._checkpointed(step_id)
+        execution = self._context.executions[step_id]
+        execution.items_total = execution.items_done = len(items)
+        self._context.finish_items(step_id, items)
+        events = [(EventName.ITEM_COMPLETED, item) for item in items] if self._graph.steps[step_id].export else []
+        self._end_step(step_id, StepStatus.SKIPPED, before=events)
+
+    def _checkpointed(self, step_id: StepId) -> list[ResultItem]:
+        # The store gives them by shard, so this is the order of the result.
+        return [item for (owner, _), item in self._context.checkpoints.items() if owner == step_id]
+
+    # running
+
+    async def _run_step(self, steps: trio.Nursery, step: StepDef) -> None:
+        execution = self._context.executions[step.id]
+        try:
+            if execution.status is StepStatus.PENDING:
+                if not await self._wanted(step):
+                    self._context.finish_items(step.id, ())
+                    self._end_step(step.id, StepStatus.SKIPPED)
+                    self._advance(steps, self._unblocked(step.id))
+                    return
+                self._begin_step(step)
+            items = await run_step(self._context, step)
+        except StepError as exc:
+            self._fail_step(step, job_error(exc, step_id=step.id))
+        except Exception as exc:
+            job_id = self._context.job.id
+            log.exception("internal error in job %s, step %s", job_id, step.id)
+            words = f"internal error ({type(exc).__name__}); the daemon's log has more under job {job_id}"
+            self._fail_step(step, job_error(StepError(ErrorCode.INTERNAL, words), step_id=step.id))
+        else:
+            self._context.finish_items(step.id, items)
+            self._end_step(step.id, StepStatus.SUCCESS)
+        self._advance(steps, self._unblocked(step.id))
+
+    async def _wanted(self, step: StepDef) -> bool:
+        if step.when is None:
+            return True
+        try:
+            return bool(await self._context.services.templates.evaluate_async(step.when, self._context.scope(step)))
+        except StepError as exc:
+            raise StepError(ErrorCode(exc.code), f"when: {exc.message}", details=exc.details) from exc
+
+    def _begin_step(self, step: StepDef) -> None:
+        execution = self._context.executions[step.id]
+        execution.status = StepStatus.RUNNING
+        execution.started_at = now_rfc3339()
+        self._context.step_deadline(step)  # its time counts from now on, restarts included
+        self._context.log.post(
+            [(EventName.STEP_STARTED, execution)],
+            executions=[self._context.execution_record(step.id)],
+            state=self._context.state(),
+        )
+
+    def _fail_step(self, step: StepDef, error: JobError) -> None:
+        """Raises JobFailedError unless the job may go on without the step."""
+        self._context.executions[step.id].error = error
+        self._context.finish_items(step.id, ())
+        self._end_step(step.id, StepStatus.FAILED)
+        if self._fails_job(step, error):
+            raise JobFailedError(error)
+
+    @staticmethod
+    def _fails_job(step: StepDef, error: JobError) -> bool:
+        return step.on_error is not ErrorPolicy.CONTINUE or error.code == ErrorCode.BUDGET_EXCEEDED
+
+    # ends
+
+    def _end_step(self, step_id: StepId, status: StepStatus, *, before: Sequence[Event] = ()) -> None:
+        event, record = self._ended(step_id, status)
+        self._context.log.post([*before, event], executions=[record])
+
+    def end_unfinished(self, *, pending: StepStatus) -> tuple[list[Event], list[ExecutionRecord]]:
+        """The job is over: steps that run are cancelled, those that wait get the status `pending`.
+
+        The answer belongs into the append that ends the job, so that a crash cannot come in between.
+        """
+        events: list[Event] = []
+        records: list[ExecutionRecord] = []
+        for step_id, execution in self._context.executions.items():
+            if not execution.status.is_final:
+                status = StepStatus.CANCELLED if execution.status is StepStatus.RUNNING else pending
+                event, record = self._ended(step_id, status)
+                events.append(event)
+                records.append(record)
+        return events, records
+
+    def _ended(self, step_id: StepId, status: StepStatus) -> tuple[Event, ExecutionRecord]:
+        """The step has come to its final status."""
+        execution = self._context.executions[step_id]
+        execution.status = status
+        execution.finished_at = now_rfc3339()
+        return (_END_EVENTS[status], execution), self._context.execution_record(step_id)
+
+
+def new_executions(steps: Sequence[StepDef]) -> dict[StepId, StepExecution]:
+    return {
+        step.id: StepExecution(step_id=step.id, name=step.title, status=StepStatus.PENDING, attempts=0, items_done=0)
+        for step in steps
+    }
+
+
+def collect_result(context: JobContext) -> JobResult:
+    """The exported items in the order of the definition's steps, then of the shards."""
+    items = [item for step in context.graph.definition.steps if step.export for item in context.items.get(step.id, ())]
+    return JobResult(items=items, meta={"duration_s": round(context.ran_s, 6)})
+
+
+def _first_failure(failures: BaseExceptionGroup[JobFailedError]) -> JobError:
+    """Of the steps that failed at the same moment, the one that was raised first."""
+    for failure in failures.exceptions:
+        if isinstance(failure, BaseExceptionGroup):
+            return _first_failure(failure)
+        return failure.error
+    raise AssertionError("an exception group is never empty")

@@ -1,0 +1,169 @@
+"""One item's provider call: its attempts, what they show while they run, and the pauses between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import trio
+
+from pipeline_engine.errors import ErrorCode, ProviderError, StepError
+from pipeline_engine.events import EventName
+from pipeline_engine.models import StepDef, StepExecution, StepId, Wire
+from pipeline_engine.providers.base import Chunk, Completion, ProviderCall
+from pipeline_engine.steps.context import JobContext, job_error
+from pipeline_engine.steps.retry import pause_before_retry, pause_while_loading
+
+
+class ItemStarted(Wire, kw_only=True):
+    step_id: StepId
+    shard_key: str | None = None
+    attempt: int
+
+
+class ProviderChunk(msgspec.Struct, kw_only=True):
+    """The data of a provider_chunk; `kind` is text or reasoning."""
+
+    step_id: StepId
+    shard_key: str | msgspec.UnsetType | None = msgspec.UNSET
+    attempt: int
+    index: int
+    content: str
+    kind: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """A whole answer of a provider; latency is in seconds."""
+
+    text: str
+    reasoning: str
+    completion: Completion
+    attempt: int
+    latency_s: float
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+
+
+class ItemCalls:
+    """All calls that are made for one item (an embedding batch counts as its first).
+
+    Attempts are numbered over restarts and repairs, since each voids what the one before has shown; only failures of
+    this run count against `retry.max_attempts`.
+    """
+
+    def __init__(self, context: JobContext, step: StepDef, shard_keys: Sequence[str | None]) -> None:
+        self._context = context
+        self._step = step
+        self._execution: StepExecution = context.executions[step.id]
+        self._keys = shard_keys
+        self._key = shard_keys[0]
+        self.attempt = max(context.attempts.get((step.id, key), 0) for key in shard_keys)
+        self._failures = 0
+
+    async def call(self, call: ProviderCall) -> Answer:
+        """The answer to the call, after as many attempts as the step allows. Raises StepError."""
+        loading_since: float | None = None
+        polls = 0
+        self.begin_attempt()
+        while True:
+            try:
+                return await self._attempt(call)
+            except ProviderError as exc:
+                if exc.loading and self._may_wait(call, loading_since):
+                    loading_since = trio.current_time() if loading_since is None else loading_since
+                    self._show_loading()
+                    await trio.sleep(pause_while_loading(polls))
+                    polls += 1
+                    continue
+                await self._pause_or_raise(exc)
+                loading_since, polls = None, 0
+                self.begin_attempt()
+
+    def begin_repair(self) -> None:
+        """The next call asks again for an answer that was not what was wanted: that is no failure of the provider."""
+        self._failures = 0
+
+    def begin_attempt(self) -> None:
+        """A new attempt at the item begins; `call` does this by itself."""
+        self.attempt += 1
+        self._execution.attempts = max(self._execution.attempts, self.attempt)
+        events = [
+            (EventName.ITEM_STARTED, ItemStarted(step_id=self._step.id, shard_key=key, attempt=self.attempt))
+            for key in self._keys
+        ]
+        self._context.log.post(events)
+
+    async def _attempt(self, call: ProviderCall) -> Answer:
+        context = self._context
+        context.budget.spend_call()
+        began = trio.current_time()
+        texts: list[str] = []
+        reasoning: list[str] = []
+        completion: Completion | None = None
+        index = 0
+        async with context.services.registry.stream(call, job_id=context.job.id) as batches:
+            async for batch in batches:
+                events = []
+                for part in batch:
+                    if isinstance(part, Completion):
+                        completion = part
+                        continue
+                    (texts if part.kind == "text" else reasoning).append(part.content)
+                    events.append((EventName.PROVIDER_CHUNK, self._chunk(part, index)))
+                    index += 1
+                if events:
+                    context.log.post(events)
+                    await context.log.wait_for_room()
+        if completion is None:
+            raise StepError(ErrorCode.INTERNAL, "the provider's stream ended without a completion")
+        context.add_usage(completion.usage, self._execution)
+        return Answer(
+            text="".join(texts),
+            reasoning="".join(reasoning),
+            completion=completion,
+            attempt=self.attempt,
+            latency_s=trio.current_time() - began,
+            warnings=[dict(warning) for warning in completion.warnings],
+        )
+
+    def _chunk(self, chunk: Chunk, index: int) -> ProviderChunk:
+        return ProviderChunk(
+            step_id=self._step.id,
+            shard_key=msgspec.UNSET if self._key is None else self._key,
+            attempt=self.attempt,
+            index=index,
+            content=chunk.content,
+            kind=chunk.kind,
+        )
+
+    def _may_wait(self, call: ProviderCall, loading_since: float | None) -> bool:
+        waited = 0.0 if loading_since is None else trio.current_time() - loading_since
+        return waited < call.target.loading_timeout_s
+
+    def _show_loading(self) -> None:
+        execution = self._execution
+        data = {
+            "step_id": self._step.id,
+            "done": execution.items_done,
+            "total": execution.items_total,
+            "note": "the server is loading the model",
+        }
+        self._context.log.post([(EventName.STEP_PROGRESS, data)])
+
+    async def _pause_or_raise(self, exc: ProviderError) -> None:
+        self._failures += 1
+        pause = pause_before_retry(
+            exc, failures=self._failures, retry=self._step.retry, jitter=self._context.services.jitter
+        )
+        exc.details = {**exc.details, "attempt": self.attempt}
+        if pause is None:
+            raise exc
+        data: dict[str, Any] = {"step_id": self._step.id}
+        if self._key is not None:
+            data["shard_key"] = self._key
+        error = job_error(exc, step_id=self._step.id, shard_key=self._key)
+        data |= {"attempt": self.attempt + 1, "delay_s": round(pause, 3), "error": error}
+        self._context.log.post([(EventName.STEP_RETRYING, data)])
+        await trio.sleep(pause)

@@ -1,0 +1,232 @@
+"""What the steps of one running job share: its input, its log, the items made so far, and the engine's services."""
+
+from __future__ import annotations
+
+import base64
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import msgspec
+import trio
+
+from pipeline_engine.decoding import to_json
+from pipeline_engine.errors import ErrorCode, StepError
+from pipeline_engine.events import JobLog
+from pipeline_engine.models import (
+    Job,
+    JobError,
+    JobInput,
+    Limits,
+    PipelineDef,
+    ResultItem,
+    Source,
+    StepCheckpoint,
+    StepDef,
+    StepExecution,
+    StepId,
+    Usage,
+    now_rfc3339,
+)
+from pipeline_engine.pipeline import Graph
+from pipeline_engine.providers.registry import ProviderRegistry
+from pipeline_engine.steps.handlers import Handlers
+from pipeline_engine.store.artifacts import ArtifactFiles
+from pipeline_engine.store.base import CheckpointRecord, ExecutionRecord
+from pipeline_engine.templates import Templates
+
+ItemKey = tuple[StepId, str | None]  # a step and a shard_key: what checkpoints and attempts are kept for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the engine lends to all jobs."""
+
+    templates: Templates
+    registry: ProviderRegistry
+    handlers: Handlers
+    artifacts: ArtifactFiles
+    workers: trio.CapacityLimiter
+    max_items: int = 10_000
+    jitter: random.Random = field(default_factory=random.Random)
+
+
+class JobState(msgspec.Struct, omit_defaults=True):
+    """What the store keeps of a running job besides what clients see, for the next start of the daemon.
+
+    `ran_s` is for how long the job had been running at `saved_at`; `steps_began_s` at which point of that time each
+    step began; `cancel_reason` that a cancellation was asked for.
+    """
+
+    ran_s: float = 0.0
+    saved_at: str = ""
+    steps_began_s: dict[StepId, float] = {}
+    cancel_reason: str | None = None
+
+
+@dataclass(slots=True)
+class Budget:
+    """What a job may still spend on providers (`limits` of the pipeline and of the job)."""
+
+    limits: Limits
+    calls: int = 0
+    tokens: int = 0
+
+    def spend_call(self) -> None:
+        """Count a provider call; raises StepError when there is none left."""
+        limits = self.limits
+        if limits.max_provider_calls is not None and self.calls >= limits.max_provider_calls:
+            raise self._exceeded("max_provider_calls", limits.max_provider_calls)
+        if limits.max_total_tokens is not None and self.tokens >= limits.max_total_tokens:
+            raise self._exceeded("max_total_tokens", limits.max_total_tokens)
+        self.calls += 1
+
+    def spend_tokens(self, usage: Usage | None) -> None:
+        if usage is not None:
+            self.tokens += usage.prompt_tokens + usage.completion_tokens
+
+    @staticmethod
+    def _exceeded(limit: str, value: int) -> StepError:
+        words = f"the job has reached limits.{limit} ({value}); a rerun with reuse_upstream can go on from here"
+        return StepError(ErrorCode.BUDGET_EXCEEDED, words)
+
+
+class JobContext:
+    """One running job, as its steps see it.
+
+    `checkpoints` are items that need not be made again; `attempts` the number of the last attempt at an item that an
+    earlier run of the daemon began.
+    """
+
+    def __init__(
+        self,
+        *,
+        job: Job,
+        definition: PipelineDef,
+        job_input: JobInput,
+        log: JobLog,
+        services: Services,
+        state: JobState,
+        executions: Mapping[StepId, StepExecution],
+        checkpoints: Mapping[ItemKey, ResultItem],
+        attempts: Mapping[ItemKey, int],
+        limits: Limits,
+    ) -> None:
+        self.job = job
+        self.graph = Graph(definition)
+        self.input = job_input
+        self.log = log
+        self.services = services
+        self.executions = dict(executions)
+        self.checkpoints = dict(checkpoints)
+        self.attempts = dict(attempts)
+        self.items: dict[StepId, list[ResultItem]] = {}
+        self.budget = Budget(limits)
+        self.usage = Usage()
+        self._state = state
+        self._views: dict[StepId, list[dict[str, Any]]] = {}
+        self._positions = {step.id: index for index, step in enumerate(definition.steps)}
+        self._began = trio.current_time() - state.ran_s
+
+    # time
+
+    @property
+    def ran_s(self) -> float:
+        """For how many seconds the job has been running, over all runs of the daemon."""
+        return trio.current_time() - self._began
+
+    def step_deadline(self, step: StepDef) -> float:
+        """When the step's time is over, on trio's clock."""
+        if step.timeout_s is None:
+            return float("inf")
+        began_s = self._state.steps_began_s.setdefault(step.id, self.ran_s)
+        return self._began + began_s + step.timeout_s
+
+    def state(self) -> JobState:
+        self._state.ran_s = self.ran_s
+        self._state.saved_at = now_rfc3339()
+        return self._state
+
+    # what has been made
+
+    def finish_items(self, step_id: StepId, items: Sequence[ResultItem]) -> None:
+        """The step is done with these items: the steps that depend on it see them from now on."""
+        self.items[step_id] = list(items)
+        self._views[step_id] = [view_of(item) for item in items]
+
+    def views(self, step_id: StepId) -> list[dict[str, Any]]:
+        """The items of a step as templates see them; none if it was skipped."""
+        return self._views.get(step_id, [])
+
+    def add_usage(self, usage: Usage | None, execution: StepExecution) -> None:
+        if usage is None:
+            return
+        self.usage += usage
+        execution.usage = usage if execution.usage is None else execution.usage + usage
+        self.budget.spend_tokens(usage)
+
+    def execution_record(self, step_id: StepId) -> ExecutionRecord:
+        return ExecutionRecord(self._positions[step_id], to_json(self.executions[step_id]))
+
+    def checkpoint_record(self, item: ResultItem, index: int) -> CheckpointRecord:
+        point = StepCheckpoint(job_id=self.job.id, step_id=item.step_id, shard_key=item.shard_key, result=item)
+        return CheckpointRecord(self._positions[item.step_id], index, to_json(point))
+
+    # what templates see
+
+    @cached_property
+    def source_views(self) -> list[dict[str, Any]]:
+        return [source_view(source) for source in self.input.sources]
+
+    @cached_property
+    def _shared_scope(self) -> dict[str, Any]:
+        job = self.job
+        return {
+            "sources": self.source_views,
+            "options": self.input.options,
+            "job": {
+                "id": job.id,
+                "pipeline_type": job.pipeline_type,
+                "labels": job.labels,
+                "created_at": job.created_at,
+            },
+        }
+
+    def scope(self, step: StepDef) -> dict[str, Any]:
+        """The names that the templates and expressions of a step may use, whatever the item."""
+        previous = {step_id: self.views(step_id) for step_id in self.graph.ancestors(step.id)}
+        return {**self._shared_scope, "step": {"id": step.id, "name": step.title}, "previous": previous}
+
+
+def view_of(item: ResultItem) -> dict[str, Any]:
+    """An item as templates and transforms see it."""
+    return {
+        "text": item.data.get("text", ""),
+        "json": item.data.get("json"),
+        "label": item.label,
+        "shard_key": item.shard_key,
+    }
+
+
+def source_view(source: Source) -> dict[str, Any]:
+    """A source as templates see it: bytes are their text if they are UTF-8, else a note of their size."""
+    content = source.content
+    if source.content_base64 is not None:
+        data = base64.b64decode(source.content_base64)
+        try:
+            content = data.decode()
+        except UnicodeDecodeError:
+            content = f"[{len(data)} bytes that are not text]"
+    return {"kind": source.kind, "label": source.label, "content": content, "metadata": source.metadata}
+
+
+def job_error(exc: StepError, *, step_id: StepId | None = None, shard_key: str | None = None) -> JobError:
+    """The error as clients see it, with the place where it happened."""
+    place: dict[str, Any] = {}
+    if step_id is not None:
+        place["step_id"] = step_id
+    if shard_key is not None:
+        place["shard_key"] = shard_key
+    return JobError(code=exc.code, message=exc.message, details={**place, **exc.details})

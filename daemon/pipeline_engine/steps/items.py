@@ -1,0 +1,253 @@
+"""One item, from its shard to its result: by a provider, a handler, or a transform of ours."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import trio
+
+from pipeline_engine.errors import ErrorCode, StepError
+from pipeline_engine.jsontext import dumps_compact, loads_strict
+from pipeline_engine.models import (
+    OutputFormat,
+    OutputType,
+    ProviderKind,
+    ResultItem,
+    StepDef,
+    StepKind,
+    StepMode,
+)
+from pipeline_engine.providers.base import Message, Operation, ProviderCall, Target
+from pipeline_engine.providers.mime import sniff_mime
+from pipeline_engine.steps.calls import Answer, ItemCalls
+from pipeline_engine.steps.context import JobContext
+from pipeline_engine.steps.handlers import HandlerItem, call_handler
+from pipeline_engine.steps.prompts import Rendered, chat_call, item_scope, render_prompts, render_tool, with_turns
+from pipeline_engine.steps.schemas import validate
+from pipeline_engine.steps.shards import Shard, reduce_views
+from pipeline_engine.steps.structured import parse_loose, parse_strict
+from pipeline_engine.steps.transforms import MapOutput, apply_map, apply_reduce
+
+INLINE_CHARS = 16_384  # longer texts are transformed in a worker thread, so that they do not hold up the loop
+MAX_RAW_CHARS = 2_000
+TABLE_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "object"}}
+
+
+class ItemMaker:
+    """Makes the items of one step; what all of its items share is worked out once."""
+
+    def __init__(self, context: JobContext, step: StepDef, *, dry_run: bool) -> None:
+        self._context = context
+        self._step = step
+        self._dry_run = dry_run
+        self._scope = context.scope(step)
+        self._target: Target | None = None
+        if step.provider_profile_id is not None and not dry_run:
+            self._target = context.services.registry.resolve(step.provider_profile_id, step.provider_override)
+        self._primary = context.graph.last_exported == step.id
+
+    async def make(self, shards: Sequence[Shard]) -> list[ResultItem | None]:
+        """The items of these shards, None for one that was left out. More than one shard is an embedding batch."""
+        step, target = self._step, self._target
+        if self._dry_run:
+            return [await self._rehearse(shard) for shard in shards]
+        if target is not None and step.output_type is OutputType.EMBEDDING:
+            return await self._embed(target, shards)
+        [shard] = shards
+        if target is not None:
+            return [await self._ask(target, shard)]
+        if step.kind is StepKind.CUSTOM:
+            return [await self._handle(shard)]
+        output = await self._transform(shard)
+        return [None if output is None else self._item(shard, _output_data(output))]
+
+    # each way to make an item
+
+    async def _rehearse(self, shard: Shard) -> ResultItem:
+        """A dry run: the prompt stands for the answer."""
+        rendered = await self._render(shard)
+        return self._item(shard, {"text": rendered.user, "json": None, "prompt": rendered.user})
+
+    async def _ask(self, target: Target, shard: Shard) -> ResultItem:
+        rendered = await self._render(shard)
+        if target.kind is ProviderKind.LOCAL_TOOL:
+            scope = item_scope(self._scope, shard)
+            call = await render_tool(self._context, target, rendered, scope)
+        else:
+            call = chat_call(self._context, self._step, target, rendered)
+        calls = ItemCalls(self._context, self._step, [shard.key])
+        answer = await calls.call(call)
+        if call.operation is Operation.IMAGE:
+            return await self._image_item(shard, rendered, target, answer)
+        data = self._answer_data(rendered, target, answer)
+        if self._step.output_format is OutputFormat.JSON_LOOSE:
+            found, value = parse_loose(answer.text)
+            data["json"] = value if found else None
+        elif self._step.output_format is OutputFormat.JSON_STRICT:
+            answer, value = await self._insist_on_json(calls, call, answer)
+            data = self._answer_data(rendered, target, answer) | {"json": value}
+        return self._item(shard, data)
+
+    async def _insist_on_json(self, calls: ItemCalls, call: ProviderCall, answer: Answer) -> tuple[Answer, Any]:
+        """The answer that parses and fits the schema; the model is asked again as often as the step allows."""
+        config = self._step.config
+        repairs = 0 if call.operation is Operation.TOOL else config.repair_attempts
+        conversation = call
+        while True:
+            if answer.completion.finish_reason == "length":
+                words = "the answer was cut by the token limit before its JSON was complete"
+                raise StepError(ErrorCode.OUTPUT_TRUNCATED, words, details=_raw(answer))
+            faults, value = self._check_json(answer.text)
+            if not faults:
+                return answer, value
+            if repairs == 0:
+                words = f"the answer is not the JSON that was asked for: {'; '.join(faults)}"
+                raise StepError(ErrorCode.OUTPUT_INVALID, words, details=_raw(answer))
+            repairs -= 1
+            conversation = with_turns(
+                conversation,
+                Message("assistant", answer.text),
+                Message("user", f"That answer cannot be used: {'; '.join(faults)}. Answer again with the JSON alone."),
+            )
+            calls.begin_repair()
+            answer = await calls.call(conversation)
+
+    def _check_json(self, text: str) -> tuple[list[str], Any]:
+        try:
+            value = parse_strict(text)
+        except ValueError as exc:
+            return [str(exc)], None
+        schema = self._step.config.json_schema
+        faults = [] if schema is None else validate(value, schema)
+        if self._step.output_type is OutputType.TABLE:
+            faults += validate(value, TABLE_SCHEMA)
+        return faults, value
+
+    async def _embed(self, target: Target, shards: Sequence[Shard]) -> list[ResultItem | None]:
+        rendered = [await self._render(shard) for shard in shards]
+        call = ProviderCall(target=target, operation=Operation.EMBED, inputs=[prompt.user for prompt in rendered])
+        answer = await ItemCalls(self._context, self._step, [shard.key for shard in shards]).call(call)
+        vectors = answer.completion.embeddings
+        items: list[ResultItem | None] = []
+        for shard, prompt, vector in zip(shards, rendered, vectors, strict=True):
+            data = self._answer_data(prompt, target, answer)
+            data |= {"text": prompt.user, "embedding": vector, "dimensions": len(vector)}
+            data.pop("usage", None)  # of the whole batch; the step execution has it
+            items.append(self._item(shard, data))
+        return items
+
+    async def _image_item(self, shard: Shard, rendered: Rendered, target: Target, answer: Answer) -> ResultItem:
+        data = self._answer_data(rendered, target, answer)
+        images = answer.completion.images
+        if not images:
+            raise StepError(ErrorCode.PROVIDER_EMPTY, "the answer holds no image")
+        artifacts = [await self._keep(image) for image in images]
+        data["artifact"] = artifacts[0]
+        if len(artifacts) > 1:
+            data["artifacts"] = artifacts
+        return self._item(shard, data)
+
+    async def _keep(self, data: bytes) -> dict[str, Any]:
+        services = self._context.services
+        sha256 = await trio.to_thread.run_sync(services.artifacts.save, data, limiter=services.workers)
+        mime_type = sniff_mime(data) or "application/octet-stream"
+        url = f"/v1/jobs/{self._context.job.id}/artifacts/{sha256}"
+        return {"id": sha256, "url": url, "mime_type": mime_type, "bytes": len(data), "sha256": sha256}
+
+    async def _handle(self, shard: Shard) -> ResultItem | None:
+        step, context = self._step, self._context
+        rendered = await self._render(shard)
+        item = HandlerItem(
+            job_id=context.job.id,
+            step_id=step.id,
+            shard_key=shard.key,
+            index=shard.index,
+            text=shard.text,
+            json=shard.json,
+            prompt=rendered.user,
+            label=shard.label,
+            sources=context.source_views,
+            options=context.input.options,
+        )
+        assert step.config.handler is not None  # pipeline.check
+        handler = context.services.handlers.get(step.config.handler)
+        ItemCalls(context, step, [shard.key]).begin_attempt()
+        result = await call_handler(handler, item, workers=context.services.workers)
+        if result is None:
+            return None
+        text = result if isinstance(result, str) else _json_of_handler(result)
+        # A lone surrogate can neither be stored nor sent.
+        text = text.encode("utf-8", "replace").decode()
+        data = {"text": text} if isinstance(result, str) else {"text": text, "json": loads_strict(text)}
+        return self._item(shard, data)
+
+    async def _transform(self, shard: Shard) -> MapOutput | None:
+        step, templates = self._step, self._context.services.templates
+        scope = item_scope(self._scope, shard)
+        if step.kind is StepKind.REDUCE:
+            views = [shard.view] if shard.key is not None else reduce_views(self._context, step)
+            work: Callable[[], MapOutput | None] = functools.partial(
+                apply_reduce, step.config, views, templates=templates, context=scope
+            )
+            size = sum(len(view["text"]) for view in views)
+        else:
+            work = functools.partial(apply_map, step.config, shard.view, templates=templates, context=scope)
+            size = len(shard.text)
+        if size <= INLINE_CHARS:
+            return work()
+        return await trio.to_thread.run_sync(work, limiter=self._context.services.workers)
+
+    # what items consist of
+
+    async def _render(self, shard: Shard) -> Rendered:
+        scope: Mapping[str, Any] = item_scope(self._scope, shard)
+        system_prompt = self._target.system_prompt if self._target is not None else None
+        return await render_prompts(self._context, self._step, shard, scope, system_prompt=system_prompt)
+
+    def _answer_data(self, rendered: Rendered, target: Target, answer: Answer) -> dict[str, Any]:
+        completion = answer.completion
+        data: dict[str, Any] = {"text": answer.text, "prompt": rendered.user, "provider": target.profile_id}
+        optional = {
+            "model": target.model or completion.model,
+            "usage": completion.usage,
+            "finish_reason": completion.finish_reason,
+            "reasoning": answer.reasoning,
+            "tool_calls": list(completion.tool_calls),
+            "warnings": answer.warnings,
+        }
+        data |= {name: value for name, value in optional.items() if value}
+        data["latency_ms"] = round(answer.latency_s * 1000)
+        return data
+
+    def _item(self, shard: Shard, data: dict[str, Any]) -> ResultItem:
+        step = self._step
+        label = step.title if step.mode is StepMode.SINGLE else f"{step.title}#{shard.index + 1}"
+        return ResultItem(
+            id=step.id if shard.key is None else f"{step.id}/{shard.key}",
+            label=label,
+            step_id=step.id,
+            shard_key=shard.key,
+            is_primary=self._primary,
+            kind=step.kind,
+            tag=step.export_tag,
+            content_type=step.output_type,
+            data=data,
+        )
+
+
+def _output_data(output: MapOutput) -> dict[str, Any]:
+    return {"text": output.text, "json": output.json} if output.has_json else {"text": output.text}
+
+
+def _raw(answer: Answer) -> dict[str, Any]:
+    return {"raw": answer.text[:MAX_RAW_CHARS], "attempt": answer.attempt}
+
+
+def _json_of_handler(result: object) -> str:
+    try:
+        return dumps_compact(result)
+    except (TypeError, ValueError) as exc:
+        words = f"the handler returned a {type(result).__name__}, which is neither a text nor a JSON value: {exc}"
+        raise StepError(ErrorCode.TOOL_FAILED, words) from exc

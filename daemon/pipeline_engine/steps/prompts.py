@@ -1,0 +1,90 @@
+"""The rendered prompts of an item: what goes to a model, or to a tool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline_engine.errors import TemplateError
+from pipeline_engine.models import ProviderKind, StepDef
+from pipeline_engine.providers.base import Message, Operation, ProviderCall, Target
+from pipeline_engine.steps.context import JobContext
+from pipeline_engine.steps.shards import Shard
+from pipeline_engine.templates import Templates
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The prompts of one item: `messages` ends with the user's turn, whose content is `user`."""
+
+    user: str
+    messages: tuple[Message, ...]
+
+
+def item_scope(base: Mapping[str, Any], shard: Shard) -> dict[str, Any]:
+    """The names in scope for one item: those of the step, and the item itself."""
+    scope = {**base, "item": shard.view}
+    if shard.source is not None:
+        scope["source"] = shard.source
+    if shard.key is not None or shard.index:
+        scope["index"] = shard.index
+    return scope
+
+
+async def render_prompts(
+    context: JobContext, step: StepDef, shard: Shard, scope: Mapping[str, Any], *, system_prompt: str | None
+) -> Rendered:
+    """Render the prompts; without `prompt.user` the user's turn is the shard's text. Raises TemplateError."""
+    templates = context.services.templates
+    prompt = step.prompt
+    user = shard.text if prompt.user is None else await _render(templates, "prompt.user", prompt.user, scope)
+    messages = []
+    system_parts = [system_prompt] if system_prompt else []
+    if prompt.system is not None:
+        system_parts.append(await _render(templates, "prompt.system", prompt.system, scope))
+    if system_parts:
+        messages.append(Message("system", "\n\n".join(system_parts)))
+    for index, turn in enumerate(prompt.meta.get("messages", ())):
+        content = await _render(templates, f"prompt.meta.messages[{index}]", turn["content"], scope)
+        messages.append(Message(turn["role"], content))
+    messages.append(Message("user", user))
+    return Rendered(user, tuple(messages))
+
+
+async def render_tool(
+    context: JobContext, target: Target, rendered: Rendered, scope: Mapping[str, Any]
+) -> ProviderCall:
+    """The call of a local tool: each argument and each value of its environment is a template."""
+    templates = context.services.templates
+    command = [
+        await _render(templates, f"command[{index}]", argument, scope) for index, argument in enumerate(target.command)
+    ]
+    env = {name: await _render(templates, f"env.{name}", value, scope) for name, value in target.env.items()}
+    return ProviderCall(target=target, operation=Operation.TOOL, stdin=rendered.user, command=command, env=env)
+
+
+def chat_call(context: JobContext, step: StepDef, target: Target, rendered: Rendered) -> ProviderCall:
+    """The call of a model, or of an image server."""
+    wants_json = step.output_format.startswith("json")
+    max_tokens = context.input.options.get("max_tokens")
+    return ProviderCall(
+        target=target,
+        operation=Operation.IMAGE if target.kind is ProviderKind.IMAGE else Operation.CHAT,
+        messages=rendered.messages,
+        max_tokens=max_tokens if isinstance(max_tokens, int) and not isinstance(max_tokens, bool) else None,
+        json_mode=wants_json and step.output_format == "json_strict",
+        json_schema=step.config.json_schema if wants_json else None,
+    )
+
+
+def with_turns(call: ProviderCall, *turns: Message) -> ProviderCall:
+    """The same call with further turns of the conversation."""
+    return replace(call, messages=(*call.messages, *turns))
+
+
+async def _render(templates: Templates, place: str, source: str, scope: Mapping[str, Any]) -> str:
+    try:
+        return await templates.render_async(source, scope)
+    except TemplateError as exc:
+        raise TemplateError(f"{place}: {exc.message}", details=exc.details) from exc

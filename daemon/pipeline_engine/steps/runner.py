@@ -1,0 +1,150 @@
+"""One step: its shards, its items at the step's concurrency, its deadline, and what it shows while it runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import trio
+
+from pipeline_engine.errors import ErrorCode, StepError
+from pipeline_engine.events import EventName
+from pipeline_engine.models import ItemErrorPolicy, OutputType, ResultItem, StepDef, StepExecution, StepMode
+from pipeline_engine.steps.context import JobContext, job_error
+from pipeline_engine.steps.items import ItemMaker
+from pipeline_engine.steps.shards import Shard, make_shards
+
+log = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL = 0.1  # seconds between two step_progress events; the last one always comes
+DEFAULT_BATCH = 64  # shards in one embedding request
+
+
+async def run_step(context: JobContext, step: StepDef) -> list[ResultItem]:
+    """The items of the step, in the order of its shards. Raises StepError; details hold the step and the shard."""
+    with trio.CancelScope(deadline=context.step_deadline(step)) as scope:
+        return await StepRun(context, step).run()
+    assert scope.cancelled_caught
+    words = f"step {step.id!r} took longer than its timeout_s of {step.timeout_s:g} s"
+    raise StepError(ErrorCode.TIMEOUT, words, details={"step_id": step.id})
+
+
+class StepRun:
+    """The state of one run of a step."""
+
+    def __init__(self, context: JobContext, step: StepDef) -> None:
+        self._context = context
+        self._step = step
+        self._execution: StepExecution = context.executions[step.id]
+        self._items: list[ResultItem | None] = []
+        self._failure: StepError | None = None
+        self._progress_due = trio.current_time() + PROGRESS_INTERVAL
+
+    async def run(self) -> list[ResultItem]:
+        step, context = self._step, self._context
+        dry_run = context.job.dry_run
+        shards = make_shards(context, step, dry_run=dry_run)
+        maker = ItemMaker(context, step, dry_run=dry_run)
+        self._items = [context.checkpoints.get((step.id, shard.key)) for shard in shards]
+        self._execution.items_total = len(shards)
+        self._execution.items_done = sum(item is not None for item in self._items)
+        todo = [shard for shard in shards if self._items[shard.index] is None]
+        if step.mode is StepMode.SINGLE:
+            for shard in todo:
+                await self._make(maker, [shard])
+        else:
+            await self._make_all(maker, todo)
+            self._show_progress(last=True)
+        if self._failure is not None:
+            raise self._failure
+        return [item for item in self._items if item is not None]
+
+    async def _make_all(self, maker: ItemMaker, shards: Sequence[Shard]) -> None:
+        """One task an item, no more at a time than the step allows; the next is started when one is done."""
+        room = trio.Semaphore(self._step.max_concurrency)
+
+        async def make(batch: Sequence[Shard]) -> None:
+            try:
+                await self._make(maker, batch)
+            finally:
+                room.release()
+            if self._failure is not None:
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for batch in self._batches(shards):
+                await room.acquire()
+                nursery.start_soon(make, batch)
+
+    def _batches(self, shards: Sequence[Shard]) -> Iterator[Sequence[Shard]]:
+        size = 1
+        if self._step.output_type is OutputType.EMBEDDING:
+            size = self._step.config.batch_size or DEFAULT_BATCH
+        for start in range(0, len(shards), size):
+            yield shards[start : start + size]
+
+    async def _make(self, maker: ItemMaker, batch: Sequence[Shard]) -> None:
+        try:
+            items = await maker.make(batch)
+        except StepError as exc:
+            self._item_failed(exc, batch[0])
+        except Exception as exc:
+            log.exception("internal error in job %s, step %s", self._context.job.id, self._step.id)
+            words = f"internal error ({type(exc).__name__}); the daemon's log has more under job {self._context.job.id}"
+            self._item_failed(StepError(ErrorCode.INTERNAL, words), batch[0])
+        else:
+            self._items_done(batch, items)
+            # A step that never waits would otherwise starve the others, and outrun the store.
+            await self._context.log.wait_for_room()
+
+    def _items_done(self, batch: Sequence[Shard], items: Sequence[ResultItem | None]) -> None:
+        context = self._context
+        events = []
+        checkpoints = []
+        artifacts: list[str] = []
+        for shard, item in zip(batch, items, strict=True):
+            self._execution.items_done += 1
+            if item is None:
+                continue
+            self._items[shard.index] = item
+            checkpoints.append(context.checkpoint_record(item, shard.index))
+            artifacts += artifact_ids(item)
+            if self._step.export:
+                events.append((EventName.ITEM_COMPLETED, item))
+        context.log.post(events, checkpoints=checkpoints, artifacts=artifacts)
+        self._show_progress()
+
+    def _item_failed(self, exc: StepError, shard: Shard) -> None:
+        error = job_error(exc, step_id=self._step.id, shard_key=shard.key)
+        sharded = self._step.mode is not StepMode.SINGLE
+        if sharded:
+            self._execution.errors = [*self._execution.errors, error]
+        # A budget is the job's: leaving out items would hide that it is spent.
+        skippable = sharded and self._step.on_item_error is ItemErrorPolicy.SKIP
+        if skippable and exc.code is not ErrorCode.BUDGET_EXCEEDED:
+            self._execution.items_done += 1
+            self._show_progress()
+        elif self._failure is None:
+            self._failure = StepError(exc.code, exc.message, details=error.details)
+
+    def _show_progress(self, *, last: bool = False) -> None:
+        if self._step.mode is StepMode.SINGLE:
+            return
+        now = trio.current_time()
+        if not last and now < self._progress_due:
+            return
+        self._progress_due = now + PROGRESS_INTERVAL
+        execution = self._execution
+        data: dict[str, Any] = {
+            "step_id": self._step.id,
+            "done": execution.items_done,
+            "total": execution.items_total,
+        }
+        self._context.log.post([(EventName.STEP_PROGRESS, data)])
+
+
+def artifact_ids(item: ResultItem) -> list[str]:
+    """The SHA-256 of each artifact that the item refers to."""
+    artifacts = item.data.get("artifacts") or [item.data["artifact"]] if "artifact" in item.data else []
+    return [artifact["sha256"] for artifact in artifacts]

@@ -1,0 +1,80 @@
+"""Checking JSON values against a JSON Schema (draft 2020-12)."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY, SchemaRegistry
+
+from pipeline_engine.jsontext import JsonTextError, dumps_compact
+
+Schema = dict[str, Any] | bool
+
+MAX_MESSAGES = 10  # of one value: a model mends no more at a time
+_SHOWN = 100  # characters of an offending value
+
+
+def check_schema(schema: Schema) -> str | None:
+    """What is wrong with the schema itself; None if it can be used. References to other documents are never fetched."""
+    try:
+        Draft202012Validator.check_schema(schema)
+        reference = _dangling_reference(schema)
+    except SchemaError as exc:
+        return f"is not a JSON Schema: {_message(exc)}"
+    except RecursionError:
+        return "is not a JSON Schema: it is nested too deeply"
+    if reference is not None:
+        return f"refers to {reference!r}, which is not in the schema; other documents are not fetched"
+    return None
+
+
+def validate(value: object, schema: Schema) -> list[str]:
+    """What is wrong with the value, each message with the path (`$.items[0].score`) and the offending value."""
+    validator = Draft202012Validator(schema, registry=EMPTY_REGISTRY)
+    try:
+        return [_message(error) for error in islice(validator.iter_errors(value), MAX_MESSAGES)]
+    except RecursionError:
+        return ["$: the schema refers to itself without end"]
+    except Unresolvable as exc:
+        return [f"$: the schema refers to {exc.ref!r}, which is not in it"]
+    except ArithmeticError as exc:
+        return [f"$: a number cannot be compared: {exc}"]
+
+
+def _dangling_reference(schema: Schema) -> str | None:
+    root = DRAFT202012.create_resource(schema)
+    registry: SchemaRegistry = EMPTY_REGISTRY.with_resource("", root)
+    waiting = [(root, registry.crawl().resolver_with_root(root))]
+    while waiting:
+        resource, resolver = waiting.pop()
+        reference = resource.contents.get("$ref") if isinstance(resource.contents, dict) else None
+        if reference is not None:
+            try:
+                resolver.lookup(reference)
+            except Unresolvable:
+                return str(reference)
+        waiting += [(part, resolver.in_subresource(part)) for part in resource.subresources()]
+    return None
+
+
+def _message(error: ValidationError | SchemaError) -> str:
+    message: str = error.message
+    shown = repr(error.instance)
+    if message.startswith(shown):
+        message = _short(error.instance) + message[len(shown) :]
+    if len(message) > 3 * _SHOWN:
+        message = message[: 3 * _SHOWN] + "…"
+    return f"{error.json_path}: {message}"
+
+
+def _short(value: object) -> str:
+    """The value as JSON (a text in quotes), cut when long."""
+    try:
+        text = repr(value) if isinstance(value, str) else dumps_compact(value)
+    except JsonTextError:
+        text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

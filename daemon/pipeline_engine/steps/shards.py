@@ -1,0 +1,144 @@
+"""What a step works on: one shard for each call it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline_engine.errors import ErrorCode, StepError
+from pipeline_engine.jsontext import dumps_compact
+from pipeline_engine.models import Split, StepDef, StepId, StepMode
+from pipeline_engine.pipeline import PROVIDER_KINDS, input_step
+from pipeline_engine.steps.context import JobContext
+from pipeline_engine.steps.sharding import Piece, split_source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """The input of one call. `key` is None in single mode; `source` is there when it is (a piece of) a source."""
+
+    index: int
+    key: str | None
+    text: str
+    json: Any = None
+    has_json: bool = False
+    label: str = ""
+    source: dict[str, Any] | None = None
+
+    @property
+    def view(self) -> dict[str, Any]:
+        """The shard as templates and transforms see it."""
+        return {"text": self.text, "json": self.json, "label": self.label, "shard_key": self.key}
+
+
+def make_shards(context: JobContext, step: StepDef, *, dry_run: bool) -> list[Shard]:
+    """The shards of a step, in order. Raises StepError when its input cannot be cut, or into too many pieces."""
+    if step.mode is StepMode.SINGLE:
+        return [_single(context, step)]
+    shards: list[Shard] = []
+    for shard in _shards(context, step, dry_run=dry_run):
+        if len(shards) >= context.services.max_items:
+            words = f"the step would have more than {context.services.max_items} items (limits.max_items)"
+            raise StepError(ErrorCode.BUDGET_EXCEEDED, words)
+        shards.append(shard)
+    return shards
+
+
+def _single(context: JobContext, step: StepDef) -> Shard:
+    """All inputs as one: map, reduce and custom steps read what they depend on; llm and image steps the sources."""
+    dependencies = context.graph.dependencies[step.id]
+    if not dependencies or step.kind in PROVIDER_KINDS:
+        texts = [view["content"] for view in context.source_views]
+        return Shard(index=0, key=None, text="\n".join(texts), label=step.title)
+    views = [view for dependency in dependencies for view in context.views(dependency)]
+    text = "\n".join(view["text"] for view in views)
+    if len(views) == 1:
+        json = views[0]["json"]
+        return Shard(index=0, key=None, text=text, json=json, has_json=json is not None, label=views[0]["label"])
+    return Shard(index=0, key=None, text=text, label=step.title)
+
+
+def _shards(context: JobContext, step: StepDef, *, dry_run: bool) -> Iterator[Shard]:
+    origin = input_step(step)
+    if origin is None:
+        yield from _of_sources(context, step)
+    elif step.mode is StepMode.PER_ITEM:
+        for index, view in enumerate(context.views(origin)):
+            json = view["json"]
+            yield Shard(
+                index=index,
+                key=view["shard_key"],
+                text=view["text"],
+                json=json,
+                has_json=json is not None,
+                label=view["label"],
+            )
+    elif dry_run:
+        for view in context.views(origin)[:1]:
+            yield Shard(index=0, key=f"{step.id}-0", text=view["text"], label=view["label"])
+    else:
+        yield from _of_elements(context, step, origin)
+
+
+def _of_sources(context: JobContext, step: StepDef) -> Iterator[Shard]:
+    index = 0
+    for view in context.source_views:
+        for piece in _pieces(view, step.config.split):
+            yield Shard(
+                index=index,
+                key=f"{step.id}-{index}",
+                text=piece.text,
+                json=piece.json,
+                has_json=piece.has_json,
+                label=view["label"],
+                source={**view, "content": piece.text},
+            )
+            index += 1
+
+
+def _pieces(view: dict[str, Any], split: Split | None) -> Iterator[Piece]:
+    if split is None:
+        yield Piece(view["content"], None, False)
+        return
+    try:
+        yield from split_source(split, view["content"])
+    except StepError as exc:
+        label = view["label"] or "the source"
+        raise StepError(exc.code, f"{label}: {exc.message}", details=exc.details) from exc
+
+
+def _of_elements(context: JobContext, step: StepDef, origin: StepId) -> Iterator[Shard]:
+    index = 0
+    for view in context.views(origin):
+        elements = view["json"]
+        if not isinstance(elements, list):
+            words = f"config.over: the step {origin!r} did not give a JSON array but {_kind_of(elements)}"
+            raise StepError(ErrorCode.OUTPUT_INVALID, words)
+        for element in elements:
+            yield Shard(
+                index=index,
+                key=f"{step.id}-{index}",
+                text=element if isinstance(element, str) else dumps_compact(element),
+                json=element,
+                has_json=True,
+                label=view["label"],
+            )
+            index += 1
+
+
+def _kind_of(value: Any) -> str:
+    if value is None:
+        return "null, or no JSON at all"
+    return {dict: "an object", str: "a text", bool: "a boolean"}.get(type(value), "a number")
+
+
+def reduce_views(context: JobContext, step: StepDef) -> list[dict[str, Any]]:
+    """What a reduce step folds: all items of its dependencies, or the sources."""
+    dependencies = context.graph.dependencies[step.id]
+    if dependencies:
+        return [view for dependency in dependencies for view in context.views(dependency)]
+    return [
+        {"text": view["content"], "json": None, "label": view["label"], "shard_key": None}
+        for view in context.source_views
+    ]

@@ -1,0 +1,232 @@
+"""The operations of map and reduce steps that run without a provider.
+
+They are pure and work on items as templates see them: `{"text", "json", "label", "shard_key"}`. A map or reduce may
+take long (a large text, a slow pattern), so callers run them in a worker thread.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jmespath
+from jmespath.exceptions import JMESPathError
+
+from pipeline_engine.errors import ErrorCode, StepError
+from pipeline_engine.jsontext import JsonTextError, dumps_compact, loads_strict
+from pipeline_engine.models import MapOperation, ParseFormat, ReduceOperation, StepConfig
+from pipeline_engine.steps.records import csv_rows, jsonl_values, logfmt_record, text_lines
+from pipeline_engine.templates import Templates
+
+Item = Mapping[str, Any]
+
+DEFAULT_TOP = 10  # elements that reduce: top keeps
+
+
+@dataclass(frozen=True, slots=True)
+class MapOutput:
+    """What an operation made; `json` means something only if `has_json` is true (it can be null)."""
+
+    text: str
+    json: object | None = None
+    has_json: bool = False
+
+
+def apply_map(
+    config: StepConfig, item: Item, *, templates: Templates, context: Mapping[str, object]
+) -> MapOutput | None:
+    """What `config.map` makes of an item; None when a filter drops it. Raises StepError.
+
+    - identity: the item as it is.
+    - template: `template`, rendered with the context.
+    - select: the JMESPath `expression` on the item's json. A string is also the text, else that is the JSON.
+    - filter: the item as it is when `expression` (the templates' language) is true.
+    - parse: the item's text, and its json by `format`: json (strict), jsonl (a list), csv (a list of objects), logfmt
+      (an object for one line, a list of objects for several or none; blank lines do not count).
+    - regex: `pattern` (Python's re) searched in the text: the match, as json an object of the named groups, or without
+      any the match itself. No match: an empty text, json null. A bad pattern can take for ever, and cannot be stopped.
+    """
+    match config.map:
+        case MapOperation.IDENTITY:
+            return _unchanged(item)
+        case MapOperation.TEMPLATE:
+            return MapOutput(templates.render(config.template or "", {"item": item, **context}))
+        case MapOperation.SELECT:
+            return _of_value(_search(config.expression or "", item["json"], item))
+        case MapOperation.FILTER:
+            keep = templates.evaluate(config.expression or "", {"item": item, **context})
+            return _unchanged(item) if keep else None
+        case MapOperation.PARSE:
+            return MapOutput(item["text"], _parsed(item, config.format), has_json=True)
+        case MapOperation.REGEX:
+            return _matched(re.search(config.pattern or "", item["text"]))
+        case None:
+            raise ValueError("config.map is not set")
+
+
+def apply_reduce(
+    config: StepConfig, items: Sequence[Item], *, templates: Templates, context: Mapping[str, object]
+) -> MapOutput:
+    """What `config.reduce` makes of all items. Raises StepError.
+
+    - concat: the texts, joined by `separator` (a newline).
+    - collect: a JSON array with each item's json, or its text where it has none.
+    - merge: the items' json objects in one; of a key that comes twice the last value stays.
+    - count_by: how often each value of the JMESPath `by` occurs, as an object from the value (not a string: its JSON;
+      nothing: "null") to the count, the highest count first, equal ones by key.
+    - top: the `n` (10) elements with the highest value of the JMESPath `by`, equal ones in their order. Without `by`
+      the element itself counts, and an object of numbers, as count_by makes it, is taken as its entries
+      `{"key", "count"}`. Numbers can be texts ("12"); elements without a value are left out.
+    - template: `template`, rendered with the context and `items`.
+
+    For count_by and top the elements are the items' json, or text where there is none; a list counts as its elements.
+    """
+    match config.reduce:
+        case ReduceOperation.CONCAT:
+            separator = "\n" if config.separator is None else config.separator
+            return MapOutput(separator.join(item["text"] for item in items))
+        case ReduceOperation.COLLECT:
+            return _of_value([_value(item) for item in items])
+        case ReduceOperation.MERGE:
+            return _of_value(_merged(items))
+        case ReduceOperation.COUNT_BY:
+            return _of_value(_counted(config.by or "@", items))
+        case ReduceOperation.TOP:
+            return _of_value(_top(config.by, config.n or DEFAULT_TOP, items))
+        case ReduceOperation.TEMPLATE:
+            return MapOutput(templates.render(config.template or "", {**context, "items": list(items)}))
+        case None:
+            raise ValueError("config.reduce is not set")
+
+
+def check_jmespath(expression: str) -> str | None:
+    """What is wrong with a JMESPath expression; None if it compiles."""
+    try:
+        _compiled(expression)
+    except (JMESPathError, RecursionError) as exc:
+        return f"is not JMESPath: {_first_line(exc)}"
+    return None
+
+
+@lru_cache(maxsize=256)
+def _compiled(expression: str) -> jmespath.parser.ParsedResult:
+    return jmespath.compile(expression)
+
+
+def _search(expression: str, value: object, item: Item) -> Any:
+    try:
+        return _compiled(expression).search(value)
+    except (JMESPathError, RecursionError) as exc:
+        message = f"the expression cannot be applied to {item['label']}: {_first_line(exc)}"
+        raise StepError(ErrorCode.OUTPUT_INVALID, message) from exc
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).strip().partition("\n")[0].rstrip(":")
+
+
+def _unchanged(item: Item) -> MapOutput:
+    return MapOutput(item["text"], item["json"], has_json=item["json"] is not None)
+
+
+def _of_value(value: Any) -> MapOutput:
+    """A JSON value and its text: a string as it is, all else as JSON."""
+    return MapOutput(_as_text(value), value, has_json=True)
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return dumps_compact(value)
+    except JsonTextError as exc:
+        raise StepError(ErrorCode.OUTPUT_INVALID, f"the result {exc}") from exc
+
+
+def _parsed(item: Item, format_: ParseFormat | None) -> Any:
+    text: str = item["text"]
+    try:
+        match format_:
+            case ParseFormat.JSON:
+                return loads_strict(text.removeprefix("\N{BYTE ORDER MARK}"))
+            case ParseFormat.JSONL:
+                return [value for _, value in jsonl_values(text)]
+            case ParseFormat.CSV:
+                return list(csv_rows(text))
+            case ParseFormat.LOGFMT:
+                lines = enumerate(text_lines(text), 1)
+                records = [logfmt_record(line, number) for number, line in lines if line and not line.isspace()]
+                return records[0] if len(records) == 1 else records
+            case None:
+                raise ValueError("config.format is not set")
+    except (JsonTextError, StepError) as exc:
+        message = f"{item['label']} does not parse as {format_}: {exc}"
+        raise StepError(ErrorCode.OUTPUT_INVALID, message) from exc
+
+
+def _matched(match: re.Match[str] | None) -> MapOutput:
+    if match is None:
+        return MapOutput("", None, has_json=True)
+    return MapOutput(match.group(), match.groupdict() or match.group(), has_json=True)
+
+
+def _value(item: Item) -> Any:
+    return item["text"] if item["json"] is None else item["json"]
+
+
+def _elements(items: Sequence[Item]) -> Iterator[tuple[Any, Item]]:
+    """Each element with the item it comes from, for messages."""
+    for item in items:
+        value = _value(item)
+        if isinstance(value, list):
+            yield from ((element, item) for element in value)
+        else:
+            yield value, item
+
+
+def _merged(items: Sequence[Item]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for item in items:
+        if not isinstance(item["json"], dict):
+            raise StepError(ErrorCode.OUTPUT_INVALID, f"merge needs JSON objects; {item['label']} has none")
+        merged.update(item["json"])
+    return merged
+
+
+def _counted(by: str, items: Sequence[Item]) -> dict[str, int]:
+    counts = Counter(_as_text(_search(by, element, item)) for element, item in _elements(items))
+    return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def _top(by: str | None, n: int, items: Sequence[Item]) -> list[Any]:
+    ranked: list[tuple[float, Any]] = []
+    for element, item in _elements(items):
+        if by is None and isinstance(element, dict):
+            entries = [({"key": key, "count": count}, count) for key, count in element.items()]
+        else:
+            entries = [(element, element if by is None else _search(by, element, item))]
+        for shown, value in entries:
+            if value is not None:
+                ranked.append((_number(value, item), shown))
+    ranked.sort(key=lambda entry: -entry[0])
+    return [shown for _, shown in ranked[:n]]
+
+
+def _number(value: object, item: Item) -> float:
+    """A number to compare by; whole numbers stay exact."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    number = math.nan
+    if isinstance(value, str):
+        with suppress(ValueError):
+            number = float(value)
+    if not math.isfinite(number):
+        message = f"top compares numbers, but {item['label']} has {_as_text(value)[:40]}"
+        raise StepError(ErrorCode.OUTPUT_INVALID, message)
+    return number

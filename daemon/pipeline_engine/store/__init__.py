@@ -1,0 +1,1 @@
+"""Where jobs, their events and their checkpoints are kept."""

@@ -1,0 +1,181 @@
+"""What can be said about a template's source without rendering it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+#: MiniJinja's parser recurses over chains like `not not …`, `1+1+…`; far beyond this it would overrun the stack.
+MAX_OPERATORS = 1000  # in one tag
+MAX_BRANCHES = 1000  # elif in one template
+
+_TAG_START = re.compile(r"\{\{|\{%|\{#")
+_RAW = re.compile(r"[-+]?\s*raw\s*[-+]?%\}")
+_END_RAW = re.compile(r"\{%[-+]?\s*endraw\s*[-+]?%\}")
+_TOKEN = re.compile(
+    r"""(?P<string>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|(?P<name>[^\W\d]\w*)|(?P<number>\d[\d_]*(?:\.\d+)?)"""
+    r"""|(?P<operator>\*\*|//|[=!<>]=|\S)""",
+    re.DOTALL,
+)
+_MAPPING_METHODS = frozenset({"items", "keys", "values", "get"})
+_OTHER_TEMPLATES = frozenset({"include", "import", "extends", "from"})
+_LENIENT = frozenset({"default", "d", "none", "None", "defined", "undefined"})
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    kind: str  # string, name, number or operator
+    text: str
+    line: int
+
+
+Tag = list[Token]
+
+
+def template_tags(source: str) -> list[Tag]:
+    """The tokens of each {{ … }} and {% … %}; comments and raw blocks have none."""
+    tags: list[Tag] = []
+    lines = _LineCounter(source)
+    position = 0
+    while start := _TAG_START.search(source, position):
+        position = start.end()
+        if start.group() == "{#":
+            end = source.find("#}", position)
+            position = len(source) if end < 0 else end + 2
+        elif start.group() == "{%" and (raw := _RAW.match(source, position)):
+            end_raw = _END_RAW.search(source, raw.end())
+            position = end_raw.end() if end_raw else len(source)
+        else:
+            tag, position = _tag(source, position, "}}" if start.group() == "{{" else "%}", lines)
+            tags.append(tag)
+    return tags
+
+
+def expression_tag(source: str) -> Tag:
+    """The tokens of an expression without braces."""
+    return _tag(source, 0, None, _LineCounter(source))[0]
+
+
+def _tag(source: str, position: int, end: str | None, lines: _LineCounter) -> tuple[Tag, int]:
+    tag: Tag = []
+    depth = 0
+    while match := _TOKEN.search(source, position):
+        if end is not None and depth == 0 and source.startswith(end, match.start()):
+            return tag, match.start() + 2
+        position = match.end()
+        text = match.group()
+        depth += (text == "{") - (text == "}")
+        tag.append(Token(match.lastgroup or "", text, lines.at(match.start())))
+    return tag, len(source)
+
+
+class _LineCounter:
+    """Turns growing offsets into line numbers, in one pass over the text."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._offset = 0
+        self._line = 1
+
+    def at(self, offset: int) -> int:
+        self._line += self._source.count("\n", self._offset, offset)
+        self._offset = offset
+        return self._line
+
+
+def refused(tags: Sequence[Tag]) -> str | None:
+    """Why these tags must not even be compiled: they could end the process, or None."""
+    branches = 0
+    for tag in tags:
+        operators = sum(1 for token in tag if _is_operator(token))
+        if operators > MAX_OPERATORS:
+            return f"line {tag[0].line}: more than {MAX_OPERATORS} operators in one tag"
+        if tag and tag[0].text == "elif":
+            branches += 1
+        for token, dot, name in zip(tag[2:], tag[1:], tag, strict=False):
+            # A width such as {:>99999999999} makes the library's format() allocate it all, outside the fuel.
+            if (name.text, dot.text, token.text) == (".", "format", "("):
+                return f"line {token.line}: the method format() is not available; use the filter format"
+    return f"more than {MAX_BRANCHES} elif" if branches > MAX_BRANCHES else None
+
+
+def _is_operator(token: Token) -> bool:
+    if token.kind == "name":
+        return token.text in ("not", "and", "or", "in", "is", "if", "else")
+    return token.kind == "operator" and token.text not in (",", ":", ")", "]", "}")
+
+
+def tolerates_undefined(tags: Sequence[Tag]) -> bool:
+    """Whether the source speaks of defaults or none, so that a None in a filter need not be a mistake."""
+    return any(token.kind == "name" and token.text in _LENIENT for tag in tags for token in tag)
+
+
+def line_of(tags: Sequence[Tag], name: str) -> int:
+    """The line where a variable is first used; 1 if it cannot be found."""
+    for tag in tags:
+        for index, token in enumerate(tag):
+            if token.kind == "name" and token.text == name and (index == 0 or tag[index - 1].text != "."):
+                return token.line
+    return 1
+
+
+def line_of_attribute(tags: Sequence[Tag], name: str) -> int:
+    """The line where `.name` is first used; 1 if it cannot be found."""
+    for tag in tags:
+        for dot, token in pairwise(tag):
+            if dot.text == "." and token.text == name:
+                return token.line
+    return 1
+
+
+def previous_problems(tags: Sequence[Tag], steps: Collection[str]) -> Iterator[tuple[int, str]]:
+    """Each `previous.X`, `previous["X"]` and `previous.get("X")` that names none of the steps, with its line."""
+    for tag in tags:
+        for index, token in enumerate(tag):
+            if token.kind != "name" or token.text != "previous" or (index and tag[index - 1].text == "."):
+                continue
+            step = _step_named(tag[index + 1 : index + 5])
+            if step is not None and step not in steps:
+                yield token.line, f"previous names {step!r}, which is not a step that this one depends on"
+
+
+def _step_named(after: Tag) -> str | None:
+    texts = [token.text for token in after]
+    if texts[:1] == ["["] and texts[2:3] == ["]"] and after[1].kind == "string":
+        return texts[1][1:-1]
+    if texts[:1] != ["."] or len(after) < 2 or after[1].kind not in ("name", "number"):
+        return None
+    if texts[2:3] == ["("] and texts[1] in _MAPPING_METHODS:
+        return texts[3][1:-1] if texts[1] == "get" and len(after) == 4 and after[3].kind == "string" else None
+    return texts[1]
+
+
+def filters_used(tags: Sequence[Tag]) -> Iterator[tuple[int, str]]:
+    """The names of the filters, with their lines."""
+    for tag in tags:
+        if len(tag) > 1 and tag[0].text == "filter" and tag[1].kind == "name":
+            yield tag[1].line, tag[1].text
+        for before, token in pairwise(tag):
+            if before.text == "|" and token.kind == "name":
+                yield token.line, token.text
+
+
+def tests_used(tags: Sequence[Tag]) -> Iterator[tuple[int, str]]:
+    """The names of the tests after `is` and `is not`, with their lines."""
+    for tag in tags:
+        for index, token in enumerate(tag):
+            if token.kind == "name" and token.text == "is":
+                rest = tag[index + 1 : index + 3]
+                if rest and rest[0].text == "not":
+                    rest = rest[1:]
+                if rest and rest[0].kind == "name":
+                    yield rest[0].line, rest[0].text
+
+
+def other_templates_used(tags: Sequence[Tag]) -> Iterator[tuple[int, str]]:
+    """The tags that would load another template, with their lines. An expression starts with none of these words."""
+    for tag in tags:
+        if len(tag) > 1 and tag[0].kind == "name" and tag[0].text in _OTHER_TEMPLATES and tag[1].text not in ".[|(":
+            yield tag[0].line, tag[0].text

@@ -1,0 +1,125 @@
+"""What only the database has: durability, privacy, errors of the disk, and a lock."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import apsw
+import pytest
+
+from pipeline_engine.errors import DataDirectoryInUseError, StoreError, StoreFullError
+from pipeline_engine.models import JobId, JobStatus
+from pipeline_engine.store.base import EventRecord, JobChange, NewJob
+from pipeline_engine.store.lock import hold_directory
+from pipeline_engine.store.sqlite import SCHEMA_VERSION, open_sqlite_store
+
+
+def new_job(name: str, line: bytes = b"{}\n") -> JobChange:
+    return JobChange(
+        job_id=JobId(name),
+        events=[EventRecord(1, "job_queued", line)],
+        new=NewJob(pipeline_type="p", priority=0, labels={}, created_at="", definition=b"{}"),
+        status=JobStatus.QUEUED,
+        job=b"{}",
+    )
+
+
+def test_what_was_written_is_there_after_opening_again(tmp_path: Path) -> None:
+    store = open_sqlite_store(tmp_path / "engine.db")
+    store.write([new_job("a")])
+    store.close()
+    store = open_sqlite_store(tmp_path / "engine.db", durability="full")
+    assert store.head(JobId("a")) is not None
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.head(JobId("a"))
+
+
+def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+    store = open_sqlite_store(tmp_path / "data" / "engine.db")
+    store.write([new_job("a")])
+    files = list((tmp_path / "data").iterdir())
+    assert {file.name for file in files} >= {"engine.db", "engine.db-wal"}
+    assert all(file.stat().st_mode & 0o077 == 0 for file in [*files, tmp_path / "data"])
+    store.close()
+
+
+def test_a_failed_batch_changes_nothing(tmp_path: Path) -> None:
+    store = open_sqlite_store(tmp_path / "engine.db")
+    store.write([new_job("a")])
+    with pytest.raises(LookupError):
+        store.write([new_job("b"), JobChange(job_id=JobId("ghost"))])
+    assert store.head(JobId("b")) is None
+    with pytest.raises(apsw.ConstraintError):
+        store.write([new_job("c"), new_job("a")])
+    assert store.head(JobId("c")) is None
+    store.write([new_job("c")])
+    assert store.head(JobId("c")) is not None
+    store.close()
+
+
+def test_a_full_database_is_told_apart_and_recovers(tmp_path: Path) -> None:
+    store = open_sqlite_store(tmp_path / "engine.db")
+    store.write([new_job("a")])
+    store._writer.pragma("max_page_count", store._writer.pragma("page_count") + 1)
+    with pytest.raises(StoreFullError):
+        store.write([new_job("b", b"x" * 1_000_000)])
+    assert store.head(JobId("a")) is not None
+    assert store.head(JobId("b")) is None
+    store._writer.pragma("max_page_count", 1_000_000)
+    store.write([new_job("b", b"x" * 1_000_000)])
+    assert len(store.read_events(JobId("b"))[0].line) == 1_000_000
+    store.close()
+
+
+def test_a_lock_held_by_another_process_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_sqlite_store(tmp_path / "engine.db")
+    other = apsw.Connection(str(tmp_path / "engine.db"))
+    other.execute("BEGIN IMMEDIATE")
+    store._writer.set_busy_timeout(10)
+    with pytest.raises(StoreError, match="locked"):
+        store.write([new_job("a")])
+    other.execute("ROLLBACK")
+    store.write([new_job("a")])
+    assert store.head(JobId("a")) is not None
+    other.close()
+    store.close()
+
+
+def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    open_sqlite_store(tmp_path / "engine.db").close()
+    connection = apsw.Connection(str(tmp_path / "engine.db"))
+    connection.pragma("user_version", SCHEMA_VERSION + 1)
+    connection.close()
+    with pytest.raises(StoreError, match="newer version"):
+        open_sqlite_store(tmp_path / "engine.db")
+
+
+def test_a_file_that_is_no_database_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "engine.db").write_bytes(b"this is not a database " * 100)
+    with pytest.raises(StoreError, match="cannot be used"):
+        open_sqlite_store(tmp_path / "engine.db")
+
+
+def test_one_process_holds_a_data_directory(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from pipeline_engine.store.lock import hold_directory\n"
+        "with hold_directory(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(DataDirectoryInUseError, match=f"in use by process {holder.pid}"), hold_directory(tmp_path):
+        pass
+    holder.kill()
+    holder.wait(10)
+    with hold_directory(tmp_path):
+        pass
+    holder.stdin.close()
+    holder.stdout.close()

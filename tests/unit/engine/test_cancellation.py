@@ -1,0 +1,155 @@
+"""Each way to stop a job: what ends, what is told, and that nothing is left. Virtual time."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from tests.engine_setting import Script, ScriptedRegistry, Setting, llm, names, open_setting, statuses, texts
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from pipeline_engine.engine import EngineLimits
+from pipeline_engine.errors import ErrorCode, NotFoundError, ProviderError, UnavailableError
+from pipeline_engine.models import JobId, JobStatus
+
+
+def slow() -> ScriptedRegistry:
+    down = ProviderError(ErrorCode.PROVIDER_ERROR, "down", retryable=True, retry_after_s=50)
+    return ScriptedRegistry({"slow": [Script(first=100)], "down": [Script(tokens=(), error=down)]})
+
+
+async def test_a_cancelled_job_ends_at_once_with_its_reason(autojump_clock: MockClock) -> None:
+    registry = slow()
+    async with open_setting(registry=registry) as setting:
+        job = await setting.submit([llm("a", "slow"), llm("b", "slow"), llm("c", depends_on=["a"])])
+        await trio.sleep(1)
+        assert registry.under_way == 2
+        began = trio.current_time()
+        job = await setting.engine.cancel(job.id, "user aborted")
+        assert trio.current_time() == began
+        assert registry.under_way == 0
+        assert job.status is JobStatus.CANCELLED
+        assert job.error is not None
+        assert (job.error.code, job.error.message) == ("cancelled", "user aborted")
+        assert statuses(job) == {"a": "cancelled", "b": "cancelled", "c": "cancelled"}
+        events = await setting.events(job.id)
+        assert names(events)[-6:] == ["step_cancelled"] * 3 + ["job_status", "job_cancelled", "stream_finished"]
+        assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+
+
+async def test_cancelling_twice_or_too_late_changes_nothing(autojump_clock: MockClock) -> None:
+    async with open_setting(registry=slow()) as setting:
+        done = await setting.run([llm("a")])
+        assert await setting.engine.cancel(done.id) == done
+        job = await setting.submit([llm("a", "slow")])
+        await trio.sleep(1)
+        first = await setting.engine.cancel(job.id, "one")
+        assert await setting.engine.cancel(job.id, "two") == first
+        assert names(await setting.events(job.id)).count("stream_finished") == 1
+        with pytest.raises(NotFoundError):
+            await setting.engine.cancel(JobId("job_none"))
+
+
+async def test_a_pause_before_a_retry_is_cut_short(autojump_clock: MockClock) -> None:
+    registry = slow()
+    async with open_setting(registry=registry) as setting:
+        job = await setting.submit([llm("a", "down")])
+        await trio.sleep(1)
+        began = trio.current_time()
+        job = await setting.engine.cancel(job.id)
+        assert trio.current_time() == began
+        assert job.status is JobStatus.CANCELLED
+        assert len(registry.calls) == 1
+
+
+async def test_a_queued_job_is_cancelled_whatever_runs(autojump_clock: MockClock) -> None:
+    registry = slow()
+    async with open_setting(registry=registry, limits=EngineLimits(max_running_jobs=1)) as setting:
+        first = await setting.submit([llm("a", "slow")])
+        queued = await setting.submit([llm("q")])
+        last = await setting.submit([llm("l")])
+        await trio.sleep(1)
+        began = trio.current_time()
+        job = await setting.engine.cancel(queued.id)
+        assert trio.current_time() == began
+        assert job.status is JobStatus.CANCELLED
+        assert statuses(job) == {"q": "cancelled"}
+        assert "job_started" not in names(await setting.events(queued.id))
+        await setting.engine.cancel(first.id)
+        assert (await setting.engine.wait(last.id)).status is JobStatus.SUCCEEDED
+        assert len(registry.calls) == 2
+
+
+async def test_others_go_on(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"m": [Script(first=5)]})
+    async with open_setting(registry=registry) as setting:
+        jobs = [await setting.submit([llm("a", "m")]) for _ in range(5)]
+        await trio.sleep(1)
+        await setting.engine.cancel(jobs[2].id)
+        ends = [(await setting.engine.wait(job.id)).status.value for job in jobs]
+        assert ends == ["succeeded", "succeeded", "cancelled", "succeeded", "succeeded"]
+
+
+@pytest.mark.parametrize("pause", [n / 10 for n in range(12)])
+async def test_a_race_with_the_end_has_one_end(autojump_clock: MockClock, pause: float) -> None:
+    registry = ScriptedRegistry({"m": [Script(tokens="abc", delay=0.3)]})
+    async with open_setting(registry=registry) as setting:
+        job = await setting.submit([llm("a", "m")])
+        await trio.sleep(pause)
+        answers = [(await setting.engine.cancel(job.id)).status for _ in range(2)]
+        final = await setting.engine.get_job(job.id)
+        assert set(answers) == {final.status}
+        ends = [name for name in names(await setting.events(job.id)) if name.startswith("job_c")]
+        assert ends == ["job_cancelled" if final.status is JobStatus.CANCELLED else "job_completed"]
+
+
+async def test_a_drain_lets_jobs_finish_and_interrupts_the_rest(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"quick": [Script(first=2)], "slow": [Script(first=100)]})
+    async with open_setting(registry=registry, grace_s=10) as setting:
+        quick = await setting.submit([llm("a", "quick")])
+        long = await setting.submit([llm("a", "slow")])
+        await trio.sleep(1)
+        store = setting.store
+        began = trio.current_time()
+    assert trio.current_time() - began == pytest.approx(10)
+    assert registry.under_way == 0
+    heads = [store.head(job.id) for job in (quick, long)]
+    assert [head.is_final for head in heads if head is not None] == [True, False]
+    last = store.last_event(long.id)
+    assert last is not None
+    assert last.name == "item_started"
+
+
+async def test_followers_of_an_interrupted_job_end_without_its_end(autojump_clock: MockClock) -> None:
+    registry = slow()
+    seen: list[str] = []
+
+    async def follow(setting: Setting, job_id: JobId) -> None:
+        with pytest.raises(UnavailableError):
+            await collect(setting, job_id)
+
+    async def collect(setting: Setting, job_id: JobId) -> None:
+        async for event in setting.follow(job_id):
+            seen.append(event["event"])
+
+    async with trio.open_nursery() as nursery, open_setting(registry=registry) as setting:
+        job = await setting.submit([llm("a", "slow")])
+        nursery.start_soon(follow, setting, job.id)
+        await wait_all_tasks_blocked()
+    assert seen[0] == "job_queued"
+    assert "stream_finished" not in seen
+
+
+async def test_a_stopping_engine_accepts_nothing(autojump_clock: MockClock) -> None:
+    async with open_setting(registry=slow()) as setting:
+        await setting.engine.drain(0)
+        with pytest.raises(UnavailableError, match="stopping"):
+            await setting.submit([llm("a")])
+
+
+async def test_the_result_of_a_cancelled_job_holds_what_was_finished(autojump_clock: MockClock) -> None:
+    async with open_setting(registry=slow()) as setting:
+        job = await setting.submit([llm("a"), llm("b", "slow", depends_on=["a"])])
+        await trio.sleep(1)
+        job = await setting.engine.cancel(job.id)
+        assert texts(job) == ["ok"]
+        assert statuses(job) == {"a": "success", "b": "cancelled"}

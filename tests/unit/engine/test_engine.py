@@ -1,0 +1,288 @@
+"""Taking jobs in: ids, the queue, idempotency, refusals; reruns; looking at jobs. Virtual time."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from tests.engine_setting import Script, ScriptedRegistry, job_request, llm, names, open_setting, statuses, texts
+from trio.testing import MockClock
+
+from pipeline_engine.engine import EngineLimits
+from pipeline_engine.errors import (
+    ConflictError,
+    ErrorCode,
+    InvalidRequestError,
+    NotFoundError,
+    ProviderError,
+    QueueFullError,
+    StoreError,
+    UnavailableError,
+    UnknownPipelineError,
+)
+from pipeline_engine.idempotency import IdempotencyKey
+from pipeline_engine.models import JobId, JobInput, JobMode, JobRequest, JobStatus, RerunRequest, Source, StepId
+from pipeline_engine.pipelines import RegisteredPipeline
+from pipeline_engine.store.base import JobFilter
+from pipeline_engine.store.memory import MemoryStore
+
+BAD = ProviderError(ErrorCode.PROVIDER_ERROR, "bad")
+
+
+async def test_the_whole_story_of_a_job(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"abc": [Script(tokens="abc")]})
+    async with open_setting(registry=registry) as setting:
+        accepted = await setting.submit([llm("a", "abc", export_tag="t")], ["hello"], labels={"k": "v"})
+        assert accepted.status is JobStatus.QUEUED
+        job = await setting.engine.wait(accepted.id)
+        events = setting.stored_events(job.id)
+        assert names(events) == [
+            "job_queued",
+            "job_started",
+            "job_status",
+            "step_started",
+            "item_started",
+            "provider_chunk",
+            "provider_chunk",
+            "provider_chunk",
+            "item_completed",
+            "step_completed",
+            "job_status",
+            "job_completed",
+            "stream_finished",
+        ]
+        assert events[0]["data"]["status"] == "queued"
+        assert events[0]["data"]["input"]["sources"][0]["content"] == "hello"
+        assert all("input" not in event["data"] for event in events[1:])
+        assert "result" not in events[-3]["data"]
+        assert events[-2]["data"]["result"]["items"][0]["data"]["text"] == "abc"
+        assert events[-1]["data"] == {"status": "succeeded", "resume_token": {"job_id": job.id, "seq": 13}}
+        assert job.last_seq == 13
+        [item] = job.result.items if job.result is not None else []
+        assert (item.tag, item.kind, item.content_type, item.label) == ("t", "llm", "text", "a")
+        assert item.data["prompt"] == "hello"
+        assert (item.data["provider"], item.data["model"], item.data["finish_reason"]) == ("fake", "abc", "stop")
+        assert job.input is not None
+        assert job.input.sources[0].content == "hello"
+
+
+async def test_ids_sort_by_time_even_within_a_millisecond(autojump_clock: MockClock) -> None:
+    async with open_setting() as setting:
+        ids = [(await setting.submit([llm("a")])).id for _ in range(50)]
+        assert ids == sorted(set(ids))
+        assert all(job_id.startswith("job_") for job_id in ids)
+
+
+async def test_the_queue_goes_by_priority_then_by_arrival_and_is_bounded(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"m": [Script(echo=True, first=1)]})
+    async with open_setting(registry=registry, limits=EngineLimits(max_running_jobs=1, max_queued_jobs=3)) as setting:
+        await setting.submit([llm("a", "m")], ["running"])
+        await trio.sleep(0.1)
+        jobs = [
+            await setting.submit([llm("a", "m")], [name], priority=priority)
+            for name, priority in (("low", -5), ("normal", 0), ("high", 5))
+        ]
+        with pytest.raises(QueueFullError):
+            await setting.submit([llm("a", "m")], ["too many"])
+        for job in jobs:
+            await setting.engine.wait(job.id)
+        assert registry.prompts == ["running", "high", "normal", "low"]
+
+
+async def test_the_same_key_and_body_give_the_same_job(autojump_clock: MockClock) -> None:
+    async with open_setting() as setting:
+        request = job_request([llm("a")], ["x"])
+        key = IdempotencyKey("k", b"body")
+        first = await setting.engine.submit(request, idempotency=key)
+        again = await setting.engine.submit(request, idempotency=key)
+        assert again.id == first.id
+        with pytest.raises(ConflictError):
+            await setting.engine.submit(request, idempotency=IdempotencyKey("k", b"other"))
+        assert len((await setting.engine.list_jobs(JobFilter()))[0]) == 1
+
+
+async def test_the_same_key_at_the_same_moment_gives_one_job(autojump_clock: MockClock) -> None:
+    ids: list[JobId] = []
+    async with open_setting() as setting:
+        request = job_request([llm("a")], ["x"])
+
+        async def submit() -> None:
+            ids.append((await setting.engine.submit(request, idempotency=IdempotencyKey("k", b"body"))).id)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(submit)
+        assert len(ids) == 5
+        assert len(set(ids)) == 1
+        assert len((await setting.engine.list_jobs(JobFilter()))[0]) == 1
+
+
+async def test_a_store_that_fails_refuses_new_jobs_and_leaves_no_trace(autojump_clock: MockClock) -> None:
+    class BrokenStore(MemoryStore):
+        broken = False
+
+        def write(self, operations: object) -> None:
+            if self.broken:
+                raise StoreError("the disk is gone")
+            super().write(operations)  # type: ignore[arg-type]
+
+    store = BrokenStore()
+    registry = ScriptedRegistry({"m": [Script(tokens="ab", delay=1)]})
+    async with open_setting(store=store, registry=registry) as setting:
+        running = await setting.submit([llm("a", "m")])
+        await trio.sleep(0.5)
+        store.broken = True
+        with pytest.raises(UnavailableError, match="the disk is gone"):
+            await setting.submit([llm("a")])
+        await trio.sleep(30)
+        assert not store.head(running.id).is_final  # type: ignore[union-attr]
+        store.broken = False
+        assert (await setting.engine.wait(running.id)).status is JobStatus.SUCCEEDED
+        assert len((await setting.engine.list_jobs(JobFilter()))[0]) == 1
+        assert (await setting.run([llm("a")])).status is JobStatus.SUCCEEDED
+
+
+async def test_what_cannot_run_is_refused_before_anything_is_stored(autojump_clock: MockClock) -> None:
+    schema = {"type": "object", "required": ["language"]}
+    async with open_setting() as setting:
+        with pytest.raises(UnknownPipelineError) as unknown:
+            await setting.engine.submit(JobRequest(pipeline_type="no.such"))
+        assert unknown.value.details == {"known": []}
+        with pytest.raises(InvalidRequestError, match="pipeline_type"):
+            await setting.engine.submit(JobRequest())
+        with pytest.raises(InvalidRequestError, match="language"):
+            await setting.submit([llm("a")], pipeline={"options_schema": schema})
+        with pytest.raises(InvalidRequestError, match="base64"):
+            await setting.submit([llm("a")], [{"content_base64": "***"}])
+        with pytest.raises(InvalidRequestError, match="ghost"):
+            await setting.submit([llm("a", provider_profile_id="ghost")])
+        assert (await setting.engine.list_jobs(JobFilter()))[0] == []
+
+
+async def test_bytes_are_their_text_or_a_note_of_their_size(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"m": [Script(echo=True)]})
+    async with open_setting(registry=registry) as setting:
+        sources = [{"content_base64": "Y2Fmw6k="}, {"content_base64": "/////w=="}]
+        assert texts(await setting.run([llm("a", "m")], sources)) == ["café\n[4 bytes that are not text]"]
+
+
+async def test_finished_jobs_can_be_deleted_and_others_not(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"slow": [Script(first=100)]})
+    async with open_setting(registry=registry) as setting:
+        done = await setting.run([llm("a")])
+        await setting.engine.delete(done.id)
+        with pytest.raises(NotFoundError):
+            await setting.engine.get_job(done.id)
+        running = await setting.submit([llm("a", "slow")])
+        with pytest.raises(ConflictError):
+            await setting.engine.delete(running.id)
+        with pytest.raises(NotFoundError):
+            await setting.engine.delete(JobId("job_none"))
+
+
+async def test_a_running_job_is_shown_as_far_as_it_is_stored(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"slow": [Script(first=100)]})
+    async with open_setting(registry=registry) as setting:
+        job = await setting.submit([llm("a"), llm("b", "slow", depends_on=["a"]), llm("c", depends_on=["b"])], ["x"])
+        await trio.sleep(1)
+        job = await setting.engine.get_job(job.id)
+        assert job.status is JobStatus.RUNNING
+        assert statuses(job) == {"a": "success", "b": "running", "c": "pending"}
+        assert job.input is not None
+        assert job.result is None
+        assert job.last_seq > 5
+
+
+# reruns
+
+STEPS = [
+    llm("a", "A"),
+    llm("b", "echo", depends_on=["a"], prompt={"user": "b:{{ previous.a[0].text }}:{{ sources[0].content }}"}),
+    llm("c", "echo", depends_on=["b"], prompt={"user": "c:{{ previous.b[0].text }}"}),
+    llm("side", "A"),
+]
+
+
+def rerun_registry() -> ScriptedRegistry:
+    return ScriptedRegistry({"A": [Script(tokens="A")], "echo": [Script(echo=True)]})
+
+
+async def test_a_rerun_reuses_all_that_is_not_downstream(autojump_clock: MockClock) -> None:
+    registry = rerun_registry()
+    async with open_setting(registry=registry) as setting:
+        parent = await setting.run(STEPS, ["1"], labels={"k": "v"}, priority=7)
+        registry.calls.clear()
+        job = await setting.engine.rerun(parent.id, RerunRequest(from_step_id=StepId("b"), reuse_upstream=True))
+        job = await setting.engine.wait(job.id)
+        assert (job.parent_job_id, job.mode, job.rerun_from_step) == (parent.id, JobMode.RERUN, "b")
+        assert (job.labels, job.priority) == ({"k": "v"}, 7)
+        assert statuses(job) == {"a": "skipped", "b": "success", "c": "success", "side": "skipped"}
+        assert texts(job) == ["A", "b:A:1", "c:b:A:1", "A"]
+        assert len(registry.calls) == 2
+        reused = {execution.step_id: execution.reused_from for execution in job.step_executions or ()}
+        assert reused == {"a": parent.id, "b": None, "c": None, "side": parent.id}
+        completed = [e["data"]["step_id"] for e in setting.stored_events(job.id) if e["event"] == "item_completed"]
+        assert sorted(completed) == ["a", "b", "c", "side"]
+        await setting.engine.delete(parent.id)
+        again = await setting.engine.rerun(job.id, RerunRequest(from_step_id=StepId("c"), reuse_upstream=True))
+        assert texts(await setting.engine.wait(again.id)) == texts(job)
+
+
+async def test_a_rerun_with_other_input_and_without_reuse(autojump_clock: MockClock) -> None:
+    registry = rerun_registry()
+    async with open_setting(registry=registry) as setting:
+        parent = await setting.run(STEPS, ["1"])
+        other = JobInput(sources=[Source(content="2")])
+        request = RerunRequest(from_step_id=StepId("b"), reuse_upstream=True, override_input=other)
+        job = await setting.engine.wait((await setting.engine.rerun(parent.id, request)).id)
+        assert texts(job, "c") == ["c:b:A:2"]
+        registry.calls.clear()
+        job = await setting.engine.wait((await setting.engine.rerun(parent.id, RerunRequest())).id)
+        assert set(statuses(job).values()) == {"success"}
+        assert len(registry.calls) == 4
+        with pytest.raises(InvalidRequestError, match="ghost"):
+            await setting.engine.rerun(parent.id, RerunRequest(from_step_id=StepId("ghost")))
+        with pytest.raises(NotFoundError):
+            await setting.engine.rerun(JobId("job_none"), RerunRequest())
+
+
+async def test_only_what_failed_runs_again_and_finished_items_do_not(autojump_clock: MockClock) -> None:
+    """The third item failed after its neighbours were done: they are taken over, each in its place."""
+    answers = [Script(tokens=name, first=1) for name in "013"]
+    answers.insert(2, Script(tokens=(), first=2, error=BAD))
+    registry = ScriptedRegistry({"m": [*answers, Script(tokens="2")]})
+    async with open_setting(registry=registry) as setting:
+        parent = await setting.run([llm("f", "m", mode="fanout")], ["a", "b", "c", "d"])
+        assert parent.status is JobStatus.FAILED
+        registry.calls.clear()
+        job = await setting.engine.rerun(parent.id, RerunRequest(reuse_upstream=True))
+        job = await setting.engine.wait(job.id)
+        assert job.status is JobStatus.SUCCEEDED
+        assert texts(job) == ["0", "1", "2", "3"]
+        assert registry.prompts == ["c"]
+
+
+async def test_a_corrected_definition_is_used_unless_the_same_is_asked_for(autojump_clock: MockClock) -> None:
+    def registered(prompt: str) -> RegisteredPipeline:
+        request = job_request([llm("a", "A"), llm("b", "echo", depends_on=["a"], prompt={"user": prompt})])
+        assert request.pipeline is not None
+        return RegisteredPipeline(request.pipeline, "test")
+
+    async with open_setting(registry=rerun_registry(), pipelines=[registered("old")]) as setting:
+        parent = await setting.engine.submit(JobRequest(pipeline_type="test.v1"))
+        await setting.engine.wait(parent.id)
+        setting.pipelines.replace_fixed([registered("new {{ previous.a[0].text }}")])
+        for pipeline, text in (("latest", "new A"), ("same", "old")):
+            request = RerunRequest(from_step_id=StepId("b"), reuse_upstream=True, pipeline=pipeline)  # type: ignore[arg-type]
+            job = await setting.engine.rerun(parent.id, request)
+            assert texts(await setting.engine.wait(job.id), "b") == [text]
+
+
+async def test_a_parent_that_still_runs_can_be_rerun(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"A": [Script(tokens="A")], "slow": [Script(first=100), Script(tokens="B")]})
+    async with open_setting(registry=registry) as setting:
+        parent = await setting.submit([llm("a", "A"), llm("b", "slow", depends_on=["a"])])
+        await trio.sleep(1)
+        job = await setting.engine.rerun(parent.id, RerunRequest(reuse_upstream=True))
+        job = await setting.engine.wait(job.id)
+        assert statuses(job) == {"a": "skipped", "b": "success"}
+        assert (await setting.engine.get_job(parent.id)).status is JobStatus.RUNNING

@@ -1,0 +1,252 @@
+"""Fanout, per_item, split and over; concurrency, order, item errors; dry runs; handlers. Virtual time."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from tests.engine_setting import Json, Script, ScriptedRegistry, llm, names, open_setting, statuses, texts
+from trio.testing import MockClock
+
+from pipeline_engine.errors import ErrorCode, ProviderError
+from pipeline_engine.models import JobStatus, Usage
+from pipeline_engine.steps.handlers import HandlerItem, Handlers
+
+ECHO = Script(echo=True, first=1)
+
+
+def echo() -> ScriptedRegistry:
+    return ScriptedRegistry({"echo": [ECHO]})
+
+
+async def test_fanout_keeps_the_order_and_the_concurrency(autojump_clock: MockClock) -> None:
+    registry = echo()
+    async with open_setting(registry=registry) as setting:
+        began = trio.current_time()
+        step = llm("f", "echo", mode="fanout", max_concurrency=5, name="Fan")
+        job = await setting.run([step], [f"s{n}" for n in range(20)])
+        assert trio.current_time() - began == pytest.approx(4)
+        assert registry.most_under_way == 5
+        assert texts(job) == [f"s{n}" for n in range(20)]
+        assert job.result is not None
+        assert [item.shard_key for item in job.result.items] == [f"f-{n}" for n in range(20)]
+        assert [item.label for item in job.result.items] == [f"Fan#{n + 1}" for n in range(20)]
+        assert len({item.id for item in job.result.items}) == 20
+        assert job.usage == Usage(prompt_tokens=20, completion_tokens=40)
+        progress = [e["data"] for e in setting.stored_events(job.id) if e["event"] == "step_progress"]
+        assert progress[-1] == {"step_id": "f", "done": 20, "total": 20}
+
+
+async def test_per_item_keeps_the_shard_keys_and_without_dependencies_acts_as_fanout(
+    autojump_clock: MockClock,
+) -> None:
+    steps = [
+        llm("f", "echo", mode="per_item"),
+        llm("p", "echo", mode="per_item", depends_on=["f"], prompt={"user": "<{{ item.text }}|{{ index }}>"}),
+    ]
+    async with open_setting(registry=echo()) as setting:
+        job = await setting.run(steps, ["a", "b"])
+        assert texts(job, "p") == ["<a|0>", "<b|1>"]
+        assert job.result is not None
+        assert [item.shard_key for item in job.result.items] == ["f-0", "f-1", "f-0", "f-1"]
+
+
+async def test_nothing_to_fan_out_over_makes_no_items_and_succeeds(autojump_clock: MockClock) -> None:
+    steps = [
+        llm("f", mode="fanout"),
+        llm("g", mode="per_item", depends_on=["f"]),
+        llm("join", "echo", depends_on=["g"], prompt={"user": "n={{ previous.g | length }}"}),
+    ]
+    async with open_setting(registry=echo()) as setting:
+        job = await setting.run(steps)
+        assert job.status is JobStatus.SUCCEEDED
+        assert statuses(job) == {"f": "success", "g": "success", "join": "success"}
+        assert texts(job) == ["n=0"]
+
+
+async def test_fanout_over_the_elements_of_a_json_answer(autojump_clock: MockClock) -> None:
+    steps = [
+        {"id": "plan", "kind": "map", "config": {"map": "parse", "format": "json"}},
+        llm(
+            "do",
+            "echo",
+            mode="fanout",
+            depends_on=["plan"],
+            config={"over": "plan"},
+            prompt={"user": "{{ item.json }}"},
+        ),
+    ]
+    async with open_setting(registry=echo()) as setting:
+        assert texts(await setting.run(steps, ['["x", {"k": 1}, 2]'])) == ["x", '{"k":1}', "2"]
+        failed = await setting.run(steps, ['{"a": 1}'])
+        assert failed.error is not None
+        assert (failed.error.code, failed.error.details["step_id"]) == ("output_invalid", "do")
+        assert "over" in failed.error.message
+        assert "an object" in failed.error.message
+
+
+async def test_skipped_items_keep_the_places_of_the_others(autojump_clock: MockClock) -> None:
+    steps = [
+        {
+            "id": "t",
+            "kind": "map",
+            "mode": "fanout",
+            "export": True,
+            "on_item_error": "skip",
+            "config": {"map": "parse", "format": "json"},
+        }
+    ]
+    async with open_setting() as setting:
+        job = await setting.run(steps, ["1", "no json", "3"])
+        assert job.status is JobStatus.SUCCEEDED
+        assert job.result is not None
+        assert [(item.label, item.shard_key) for item in job.result.items] == [("t#1", "t-0"), ("t#3", "t-2")]
+        [execution] = job.step_executions or []
+        assert [error.details["shard_key"] for error in execution.errors] == ["t-1"]
+        assert (execution.items_done, execution.items_total) == (3, 3)
+
+
+async def test_a_failing_item_stops_its_siblings_and_keeps_what_was_done(autojump_clock: MockClock) -> None:
+    bad = Script(tokens=(), first=2, error=ProviderError(ErrorCode.PROVIDER_ERROR, "bad"))
+    registry = ScriptedRegistry({"m": [Script(echo=True, first=1), bad, Script(first=100)]})
+    async with open_setting(registry=registry) as setting:
+        began = trio.current_time()
+        job = await setting.run([llm("f", "m", mode="fanout", max_concurrency=3)], ["a", "b", "c", "d"])
+        assert trio.current_time() - began == pytest.approx(2)
+        assert job.error is not None
+        assert job.error.details["shard_key"] == "f-1"
+        assert registry.under_way == 0
+        points = await setting.engine.checkpoints(job.id)
+        assert len(points) == 1
+        assert b'"f-0"' in bytes(points[0])
+
+
+async def test_too_many_items_fail_the_step_before_any_runs(autojump_clock: MockClock) -> None:
+    step = {"id": "w", "kind": "map", "mode": "fanout", "config": {"map": "identity", "split": {"by": "lines"}}}
+    async with open_setting(max_items=10) as setting:
+        job = await setting.run([step], ["x\n" * 11])
+        assert job.error is not None
+        assert "limits.max_items" in job.error.message
+        assert (await setting.run([step], ["x\n" * 10])).status is JobStatus.SUCCEEDED
+
+
+async def test_a_single_map_reads_what_it_depends_on_and_the_sources_otherwise(autojump_clock: MockClock) -> None:
+    steps: list[Json] = [
+        {"id": "a", "kind": "map", "mode": "fanout", "config": {"map": "identity"}},
+        {"id": "b", "kind": "map", "depends_on": ["a"], "config": {"map": "identity"}, "export": True},
+        {"id": "c", "kind": "map", "config": {"map": "identity"}, "export": True},
+    ]
+    async with open_setting() as setting:
+        assert texts(await setting.run(steps, ["x", "y"])) == ["x\ny", "x\ny"]
+        assert texts(await setting.run(steps[:2], ["x", "y"])) == ["x\ny"]
+
+
+async def test_filtered_items_are_left_out(autojump_clock: MockClock) -> None:
+    keep = {"map": "filter", "expression": "item.text == 'keep'", "split": {"by": "lines"}}
+    steps = [
+        {"id": "f", "kind": "map", "mode": "fanout", "config": keep, "export": True},
+        {"id": "n", "kind": "reduce", "depends_on": ["f"], "config": {"reduce": "collect"}, "export": True},
+    ]
+    async with open_setting() as setting:
+        job = await setting.run(steps, ["keep\ndrop\nkeep\n"])
+        assert texts(job, "f") == ["keep", "keep"]
+        assert texts(job, "n") == ['["keep","keep"]']
+
+
+async def test_a_dry_run_renders_and_walks_but_calls_nobody(autojump_clock: MockClock) -> None:
+    def explode(item: HandlerItem) -> str:
+        raise AssertionError("a dry run calls no handler")
+
+    handlers = Handlers()
+    handlers.add("explode", explode)
+    registry = echo()
+    steps = [
+        llm("a", prompt={"user": "One: {{ sources[0].content }}"}, output_type="json", output_format="json_strict"),
+        llm("b", mode="fanout", depends_on=["a"], config={"over": "a"}, prompt={"user": "Two: {{ item.text }}"}),
+        {"id": "c", "kind": "custom", "depends_on": ["b"], "config": {"handler": "explode"}, "export": True},
+        {"id": "d", "kind": "map", "depends_on": ["b"], "config": {"map": "parse", "format": "json"}, "export": True},
+    ]
+    async with open_setting(registry=registry, handlers=handlers) as setting:
+        job = await setting.run(steps, ["hi"], dry_run=True)
+        assert job.status is JobStatus.SUCCEEDED
+        assert registry.calls == []
+        assert texts(job, "a") == ["One: hi"]
+        assert texts(job, "b") == ["Two: One: hi"]
+        assert texts(job, "c") == texts(job, "d") == ["Two: One: hi"]
+        assert job.result is not None
+        assert all(item.data["json"] is None for item in job.result.items)
+        assert job.result.items[0].data["prompt"] == "One: hi"
+
+
+async def test_handlers_give_texts_values_or_nothing(autojump_clock: MockClock) -> None:
+    async def classify(item: HandlerItem) -> object:
+        await trio.sleep(1)
+        answers: dict[str, object] = {"text": "a text", "value": {"n": item.index}, "none": None, "odd": "\ud800"}
+        return answers[item.text]
+
+    def fail(item: HandlerItem) -> object:
+        raise ValueError(f"cannot take {item.text}")
+
+    handlers = Handlers()
+    handlers.add("classify", classify)
+    handlers.add("fail", fail)
+    step = {"id": "c", "kind": "custom", "mode": "fanout", "config": {"handler": "classify"}, "export": True}
+    async with open_setting(handlers=handlers) as setting:
+        job = await setting.run([step], ["text", "value", "none", "odd"])
+        assert texts(job) == ["a text", '{"n":1}', "?"]
+        assert job.result is not None
+        assert [item.data.get("json") for item in job.result.items] == [None, {"n": 1}, None]
+
+
+async def test_a_repair_asks_again_with_the_fault_and_counts_as_a_new_attempt(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry(
+        {"m": [Script(tokens=["not json"]), Script(tokens=['{"n": "x"}']), Script(tokens=["[1]"])]}
+    )
+    schema = {"type": "array"}
+    step = llm("j", "m", output_type="json", output_format="json_strict", config={"json_schema": schema})
+    async with open_setting(registry=registry) as setting:
+        job = await setting.run([step], ["go"])
+        assert job.result is not None
+        assert job.result.items[0].data["json"] == [1]
+        assert [len(call.messages) for call in registry.calls] == [1, 3, 5]
+        assert registry.calls[1].messages[1].content == "not json"
+        [execution] = job.step_executions or []
+        assert execution.attempts == 3
+        chunks = [e["data"] for e in setting.stored_events(job.id) if e["event"] == "provider_chunk"]
+        assert [(chunk["attempt"], chunk["index"]) for chunk in chunks] == [(1, 0), (2, 0), (3, 0)]
+        assert "step_retrying" not in names(setting.stored_events(job.id))
+
+
+async def test_an_answer_that_never_fits_is_invalid_and_its_text_is_told(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"m": [Script(tokens=['{"n":"three"}'])]})
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    config = {"json_schema": schema, "repair_attempts": 1}
+    step = llm("j", "m", output_type="json", output_format="json_strict", config=config)
+    async with open_setting(registry=registry) as setting:
+        job = await setting.run([step], ["go"])
+        assert job.error is not None
+        assert job.error.code == "output_invalid"
+        assert "three" in job.error.details["raw"]
+        assert len(registry.calls) == 2
+
+
+async def test_an_answer_that_the_token_limit_cut_is_never_mended(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"m": [Script(tokens=["[1, 2]"], finish_reason="length")]})
+    step = llm("j", "m", output_type="json", output_format="json_strict")
+    async with open_setting(registry=registry) as setting:
+        job = await setting.run([step], ["go"])
+        assert job.error is not None
+        assert job.error.code == "output_truncated"
+        assert len(registry.calls) == 1
+
+
+async def test_a_budget_ends_the_job(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"m": [Script(usage=Usage(prompt_tokens=5, completion_tokens=5))]})
+    step = llm("f", "m", mode="fanout", max_concurrency=1, on_item_error="skip")
+    async with open_setting(registry=registry) as setting:
+        for limits, calls in (({"max_provider_calls": 3}, 3), ({"max_total_tokens": 20}, 2)):
+            registry.calls.clear()
+            job = await setting.run([step], ["x"] * 9, limits=limits)
+            assert job.error is not None
+            assert job.error.code == "budget_exceeded"
+            assert next(iter(limits)) in job.error.message
+            assert len(registry.calls) == calls

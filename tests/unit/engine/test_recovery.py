@@ -1,0 +1,261 @@
+"""What a crash leaves, and how the next start goes on with it. Virtual time, a store that outlives the engine."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import trio
+from tests.engine_setting import Json, Script, ScriptedRegistry, Setting, llm, names, open_setting, statuses, texts
+from trio.testing import MockClock
+
+from pipeline_engine.engine import EngineLimits
+from pipeline_engine.models import Job, JobId, JobStatus
+from pipeline_engine.steps.handlers import HandlerItem, Handlers
+from pipeline_engine.store.memory import MemoryStore
+
+
+async def run_until_crash(
+    store: MemoryStore,
+    registry: ScriptedRegistry,
+    steps: Sequence[Json],
+    sources: Sequence[str],
+    *,
+    after: float,
+    **request: object,
+) -> JobId:
+    """Submit a job and tear the engine down `after` seconds later, as kill -9 would: nobody is told."""
+    job: Job | None = None
+    with trio.CancelScope() as scope:
+        async with open_setting(store=store, registry=registry) as setting:
+            job = await setting.submit(steps, sources, **request)
+            await trio.sleep(after)
+            scope.cancel()
+            await trio.sleep_forever()
+    assert job is not None
+    return job.id
+
+
+async def finish(setting: Setting, job_id: JobId) -> Job:
+    job = await setting.engine.wait(job_id)
+    events = setting.stored_events(job_id)
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    for once in ("job_queued", "job_started", "stream_finished"):
+        assert names(events).count(once) == 1
+    return job
+
+
+async def test_finished_steps_and_items_are_not_run_again(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    registry = ScriptedRegistry({"echo": [Script(echo=True, first=1)], "one": [Script(tokens=["done"])]})
+    steps = [
+        llm("a", "one"),
+        llm("f", "echo", mode="fanout", max_concurrency=2, depends_on=["a"]),
+        llm("z", "echo", depends_on=["a", "f"], prompt={"user": "{{ previous.a[0].text }}{{ previous.f | length }}"}),
+    ]
+    sources = [f"s{n}" for n in range(6)]
+    job_id = await run_until_crash(store, registry, steps, sources, after=2.5)
+    before = [event.line for event in store.read_events(job_id)]
+    assert registry.prompts.count("s0") == 1
+    async with open_setting(store=store, registry=registry) as setting:
+        job = await finish(setting, job_id)
+        assert job.status is JobStatus.SUCCEEDED
+        assert job.restarts == 1
+        assert texts(job, "f") == sources
+        assert texts(job, "z") == ["done6"]
+        assert [event.line for event in store.read_events(job_id)][: len(before)] == before
+        counts = [registry.prompts.count(text) for text in sources]
+        assert counts == [1, 1, 1, 1, 2, 2]
+        events = setting.stored_events(job_id)
+        [resumed] = [event["data"] for event in events if event["event"] == "job_resumed"]
+        assert resumed["restarts"] == 1
+        assert {step["step_id"]: step["status"] for step in resumed["steps"]} == {
+            "a": "success",
+            "f": "running",
+            "z": "pending",
+        }
+        attempts = [
+            (e["data"].get("shard_key"), e["data"]["attempt"])
+            for e in events
+            if e["event"] == "item_started" and e["data"]["step_id"] == "f"
+        ]
+        assert attempts == [
+            ("f-0", 1),
+            ("f-1", 1),
+            ("f-2", 1),
+            ("f-3", 1),
+            ("f-4", 1),
+            ("f-5", 1),
+            ("f-4", 2),
+            ("f-5", 2),
+        ]
+
+
+async def test_a_restart_costs_no_attempt(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    registry = ScriptedRegistry({"m": [Script(first=10)]})
+    job_id = await run_until_crash(store, registry, [llm("a", "m", retry={"max_attempts": 1})], ["x"], after=5)
+    async with open_setting(store=store, registry=registry) as setting:
+        assert (await finish(setting, job_id)).status is JobStatus.SUCCEEDED
+
+
+async def test_queued_jobs_stay_queued_in_order_behind_what_ran(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    registry = ScriptedRegistry({"m": [Script(echo=True, first=10)]})
+    limits = EngineLimits(max_running_jobs=1)
+    ids: list[JobId] = []
+    with trio.CancelScope() as scope:
+        async with open_setting(store=store, registry=registry, limits=limits) as setting:
+            for name, priority in (("first", 0), ("low", 0), ("high", 9)):
+                job = await setting.submit([llm("a", "m")], [name], priority=priority)
+                ids.append(job.id)
+            await trio.sleep(5)
+            scope.cancel()
+            await trio.sleep_forever()
+    async with open_setting(store=store, registry=registry, limits=limits) as setting:
+        for job_id in ids:
+            assert (await finish(setting, job_id)).status is JobStatus.SUCCEEDED
+    assert registry.prompts == ["first", "first", "high", "low"]
+
+
+async def test_a_cancellation_that_was_under_way_is_carried_out(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+
+    async def stubborn(item: HandlerItem) -> str:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5)
+        return ""
+
+    handlers = Handlers()
+    handlers.add("stubborn", stubborn)
+    step = {"id": "c", "kind": "custom", "config": {"handler": "stubborn"}}
+    with trio.CancelScope() as crash:
+        async with open_setting(store=store, handlers=handlers) as setting, trio.open_nursery() as nursery:
+            job = await setting.submit([step])
+            await trio.sleep(1)
+            nursery.start_soon(setting.engine.cancel, job.id, "enough")
+            await trio.sleep(1)
+            # The engine must not get to write the end: as after kill -9.
+            setting.writer._access.store = MemoryStore()
+            crash.cancel()
+            await trio.sleep_forever()
+    head = store.head(job.id)
+    assert head is not None
+    assert not head.is_final
+    async with open_setting(store=store, handlers=handlers) as setting:
+        job = await finish(setting, job.id)
+        assert job.status is JobStatus.CANCELLED
+        assert job.error is not None
+        assert job.error.message == "enough"
+        assert statuses(job) == {"c": "cancelled"}
+
+
+async def test_time_limits_go_on_by_the_time_that_the_job_ran(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    registry = ScriptedRegistry({"m": [Script(first=1)], "slow": [Script(first=1000)]})
+    steps = [llm(f"s{n}", "m", depends_on=[f"s{n - 1}"] if n else []) for n in range(10)]
+    job_id = await run_until_crash(store, registry, steps, [], after=4.5, timeout_s=7)
+    await trio.sleep(1000)  # the daemon is away: that does not count
+    async with open_setting(store=store, registry=registry) as setting:
+        began = trio.current_time()
+        job = await finish(setting, job_id)
+        assert job.error is not None
+        assert job.error.code == "timeout"
+        # What ran after the last step began is known by wall time only, which virtual time does not move.
+        assert 2 <= trio.current_time() - began <= 3.1
+
+
+async def test_what_must_not_run_twice_fails_the_job_instead(autojump_clock: MockClock) -> None:
+    calls: list[str] = []
+
+    async def pay(item: HandlerItem) -> str:
+        calls.append(item.text)
+        await trio.sleep(10)
+        return "paid"
+
+    handlers = Handlers()
+    handlers.add("pay", pay)
+    store = MemoryStore()
+    step = {"id": "pay", "kind": "custom", "config": {"handler": "pay", "idempotent": False}}
+    with trio.CancelScope() as crash:
+        async with open_setting(store=store, handlers=handlers) as setting:
+            job = await setting.submit([step], ["x"])
+            await trio.sleep(5)
+            crash.cancel()
+            await trio.sleep_forever()
+    async with open_setting(store=store, handlers=handlers) as setting:
+        job = await finish(setting, job.id)
+        assert job.error is not None
+        assert (job.error.code, job.error.details["step_id"]) == ("interrupted", "pay")
+    assert calls == ["x"]
+
+
+async def test_a_job_that_takes_the_daemon_down_is_given_up_in_the_end(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    registry = ScriptedRegistry({"m": [Script(first=1000)]})
+    limits = EngineLimits(max_restarts=3)
+    job_id = await run_until_crash(store, registry, [llm("a", "m")], [], after=1)
+    for _ in range(3):
+        with trio.CancelScope() as crash:
+            async with open_setting(store=store, registry=registry, limits=limits):
+                await trio.sleep(1)
+                crash.cancel()
+                await trio.sleep_forever()
+    async with open_setting(store=store, registry=registry, limits=limits) as setting:
+        job = await finish(setting, job_id)
+        assert job.error is not None
+        assert job.error.code == "interrupted"
+        assert job.restarts == 3
+
+
+async def test_a_failure_that_was_stored_is_not_tried_again(autojump_clock: MockClock) -> None:
+    """The crash came between the step's end and the job's."""
+    store = MemoryStore()
+    from pipeline_engine.errors import ErrorCode, StepError
+
+    registry = ScriptedRegistry({"bad": [Script(tokens=(), error=StepError(ErrorCode.PROVIDER_ERROR, "bad"))]})
+    async with open_setting(store=store, registry=registry) as setting:
+        job = await setting.run([llm("a", "bad")])
+    stored = store._jobs[job.id]
+    cut = next(index for index, event in enumerate(stored.events) if event.name == "job_status" and index > 3)
+    del stored.events[cut:]
+    stored.status, stored.finished_at = JobStatus.RUNNING, None
+    async with open_setting(store=store, registry=registry) as setting:
+        again = await finish(setting, job.id)
+        assert again.error == job.error
+    assert len(registry.calls) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_crashes_at_any_moment_lose_and_repeat_nothing(autojump_clock: MockClock, seed: int) -> None:
+    rng = random.Random(seed)
+    store = MemoryStore()
+    registry = ScriptedRegistry({"echo": [Script(echo=True, first=0.7, delay=0.2)]})
+    steps = [
+        llm("a", "echo"),
+        llm("f", "echo", mode="fanout", max_concurrency=3, depends_on=["a"]),
+        llm("p", "echo", mode="per_item", depends_on=["f"], prompt={"user": "{{ item.text }}!"}),
+    ]
+    sources = [f"s{n}" for n in range(7)]
+    job_id = await run_until_crash(store, registry, steps, sources, after=rng.uniform(0, 4))
+    for _ in range(5):
+        prefix = [event.line for event in store.read_events(job_id)]
+        with trio.CancelScope() as crash:
+            async with open_setting(store=store, registry=registry) as setting:
+                crash.deadline = trio.current_time() + rng.uniform(0, 4)
+                await setting.engine.wait(job_id)
+        assert [event.line for event in store.read_events(job_id)][: len(prefix)] == prefix
+    async with open_setting(store=store, registry=registry) as setting:
+        job = await finish(setting, job_id)
+        assert job.status is JobStatus.SUCCEEDED
+        assert texts(job, "p") == [f"s{n}!" for n in range(7)]
+        completed = [
+            (e["data"]["step_id"], e["data"].get("shard_key"))
+            for e in setting.stored_events(job_id)
+            if e["event"] == "item_completed"
+        ]
+        assert len(completed) == len(set(completed)) == 15

@@ -1,0 +1,177 @@
+"""The limits in virtual time."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from pipeline_engine.providers.limits import LimitSettings, ProviderLimiter
+
+
+class Calls:
+    """Starts calls and notes in which order, and when, they got their permits."""
+
+    def __init__(self, limiter: ProviderLimiter, nursery: trio.Nursery) -> None:
+        self.limiter = limiter
+        self.nursery = nursery
+        self.order: list[str] = []
+        self.times: list[float] = []
+        self.ends: dict[str, trio.Event] = {}
+
+    def start(self, name: str, *, job: str = "job", tokens: int = 0, outcome: str = "succeeded") -> trio.CancelScope:
+        scope = trio.CancelScope()
+        self.ends[name] = trio.Event()
+
+        async def call() -> None:
+            with scope:
+                async with self.limiter.permit(job_id=job, tokens=tokens) as permit:
+                    self.order.append(name)
+                    self.times.append(trio.current_time())
+                    await self.ends[name].wait()
+                    setattr(permit, outcome, True)
+
+        self.nursery.start_soon(call)
+        return scope
+
+    async def settle(self, *ended: str) -> None:
+        for name in ended:
+            self.ends[name].set()
+        await wait_all_tasks_blocked()
+
+
+async def test_jobs_take_turns_and_the_calls_of_a_job_keep_their_order(nursery: trio.Nursery) -> None:
+    calls = Calls(ProviderLimiter(LimitSettings(max_concurrency=1)), nursery)
+    for name, job in [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("b2", "b"), ("c1", "c")]:
+        calls.start(name, job=job)
+        await wait_all_tasks_blocked()
+    for name in ("a1", "a2", "b1", "c1", "a3", "b2"):
+        await calls.settle(name)
+    assert calls.order == ["a1", "a2", "b1", "c1", "a3", "b2"]
+
+
+async def test_no_more_calls_than_the_limit_run_at_once(nursery: trio.Nursery) -> None:
+    limiter = ProviderLimiter(LimitSettings(max_concurrency=2))
+    calls = Calls(limiter, nursery)
+    for name in "abcd":
+        calls.start(name)
+    await wait_all_tasks_blocked()
+    assert (len(calls.order), limiter.in_flight, limiter.waiting) == (2, 2, 2)
+    await calls.settle(*"abcd")
+    assert (len(calls.order), limiter.in_flight, limiter.waiting) == (4, 0, 0)
+
+
+async def test_a_cancelled_waiter_leaves_at_once_and_leaks_no_permit(nursery: trio.Nursery) -> None:
+    limiter = ProviderLimiter(LimitSettings(max_concurrency=1))
+    calls = Calls(limiter, nursery)
+    calls.start("a")
+    await wait_all_tasks_blocked()
+    scopes = [calls.start(f"w{n}") for n in range(300)]
+    calls.start("z")
+    await wait_all_tasks_blocked()
+    for scope in scopes:
+        scope.cancel()
+    await wait_all_tasks_blocked()
+    assert limiter.waiting == 1
+    await calls.settle("a")
+    assert calls.order == ["a", "z"]
+    await calls.settle("z")
+    assert limiter.in_flight == 0
+
+
+async def test_a_call_cancelled_while_its_permit_arrives_gives_it_back(nursery: trio.Nursery) -> None:
+    limiter = ProviderLimiter(LimitSettings(max_concurrency=1))
+    calls = Calls(limiter, nursery)
+    first, second = calls.start("a"), calls.start("b")
+    calls.start("c")
+    await wait_all_tasks_blocked()
+    first.cancel()
+    second.cancel()
+    await wait_all_tasks_blocked()
+    assert calls.order[-1] == "c"
+    assert limiter.in_flight == 1
+    calls.ends["c"].set()
+
+
+async def test_a_minute_never_holds_more_requests_than_the_limit(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    calls = Calls(ProviderLimiter(LimitSettings(requests_per_minute=3)), nursery)
+    begin = trio.current_time()
+    for n in range(8):
+        calls.start(f"c{n}")
+        calls.ends[f"c{n}"].set()
+    await trio.sleep(121)
+    assert [round(time - begin) for time in calls.times] == [0, 0, 0, 60, 60, 60, 120, 120]
+
+
+async def test_cancelling_the_call_that_keeps_the_time_does_not_stop_the_others(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    calls = Calls(ProviderLimiter(LimitSettings(requests_per_minute=1)), nursery)
+    begin = trio.current_time()
+    calls.start("a")
+    await wait_all_tasks_blocked()
+    head = calls.start("b")
+    await wait_all_tasks_blocked()
+    calls.start("c")
+    await trio.sleep(30)
+    head.cancel()
+    await trio.sleep(31)
+    assert calls.order == ["a", "c"]
+    assert calls.times[-1] - begin == pytest.approx(60)
+    await calls.settle("a", "c")
+
+
+async def test_token_estimates_are_replaced_by_what_was_used(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    limiter = ProviderLimiter(LimitSettings(tokens_per_minute=100))
+    begin = trio.current_time()
+    async with limiter.permit(job_id="a", tokens=90) as permit:
+        permit.tokens_used = 20
+    async with limiter.permit(job_id="a", tokens=80):
+        assert trio.current_time() == begin
+    async with limiter.permit(job_id="a", tokens=10):
+        assert trio.current_time() - begin == pytest.approx(60)
+
+
+async def test_a_call_larger_than_the_token_limit_goes_alone(autojump_clock: MockClock) -> None:
+    limiter = ProviderLimiter(LimitSettings(tokens_per_minute=100))
+    begin = trio.current_time()
+    async with limiter.permit(job_id="a", tokens=5000):
+        assert trio.current_time() == begin
+    async with limiter.permit(job_id="a", tokens=5000):
+        assert trio.current_time() - begin == pytest.approx(60)
+
+
+async def test_a_429_halves_the_concurrency_once_and_success_restores_it(nursery: trio.Nursery) -> None:
+    limiter = ProviderLimiter(LimitSettings(max_concurrency=8))
+    calls = Calls(limiter, nursery)
+    for n in range(8):
+        calls.start(f"r{n}", outcome="rate_limited")
+    await wait_all_tasks_blocked()
+    await calls.settle(*(f"r{n}" for n in range(8)))
+    assert limiter.concurrency == 4
+    for n in range(40):
+        calls.start(f"s{n}")
+        await wait_all_tasks_blocked()
+        await calls.settle(f"s{n}")
+    assert limiter.concurrency == 8
+
+
+async def test_the_concurrency_never_falls_below_one() -> None:
+    limiter = ProviderLimiter(LimitSettings(max_concurrency=2))
+    for _ in range(5):
+        async with limiter.permit(job_id="a") as permit:
+            permit.rate_limited = True
+    assert limiter.concurrency == 1
+
+
+async def test_without_limits_nothing_waits(nursery: trio.Nursery) -> None:
+    limiter = ProviderLimiter(LimitSettings())
+    calls = Calls(limiter, nursery)
+    for n in range(500):
+        calls.start(f"c{n}", outcome="rate_limited")
+    await wait_all_tasks_blocked()
+    assert limiter.in_flight == 500
+    await calls.settle(*calls.ends)
+    assert limiter.in_flight == 0

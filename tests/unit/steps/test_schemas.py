@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline_engine.steps.schemas import MAX_MESSAGES, Schema, check_schema, validate
+
+SCHEMA: Schema = {
+    "type": "object",
+    "properties": {"score": {"type": "number"}, "tags": {"type": "array", "items": {"type": "string"}}},
+    "required": ["score"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"score": "three"}, ["$.score", "'three'"]),
+        ({}, ["'score' is a required property"]),
+        ({"score": 1, "tags": ["a", None]}, ["$.tags[1]", "null"]),
+        ({"score": 1, "z": 1}, ["'z'"]),
+        ("x" * 5000, ["…"]),
+    ],
+)
+def test_a_message_has_the_path_and_the_value(value: object, words: list[str]) -> None:
+    (message,) = validate(value, SCHEMA)
+    for word in words:
+        assert word in message
+    assert len(message) < 400
+
+
+def test_a_good_value_has_no_messages() -> None:
+    assert validate({"score": 1, "tags": ["a"]}, SCHEMA) == []
+    assert validate({"anything": 1}, True) == []
+
+
+def test_messages_are_bounded() -> None:
+    assert len(validate([1] * 1000, {"items": {"type": "string"}})) == MAX_MESSAGES
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "foo"}, "'foo'"),
+        ({"properties": {"a": {"pattern": "("}}}, "regex"),
+        ({"$ref": "http://127.0.0.1:1/schema.json"}, "not fetched"),
+        ({"properties": {"a": {"$ref": "#/$defs/no"}}}, "#/$defs/no"),
+    ],
+)
+def test_a_schema_that_cannot_be_used_is_named(schema: dict[str, Any], words: str) -> None:
+    message = check_schema(schema)
+    assert message is not None
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        SCHEMA,
+        True,
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$anchor": "here"}, "b": {"$ref": "#here"}}},
+        {"$id": "http://x/y", "$ref": "b", "$defs": {"a": {"$id": "b", "$ref": "#/$defs/c", "$defs": {"c": {}}}}},
+        {"properties": {"$ref": {"type": "string"}}, "const": {"$ref": "no reference"}},
+    ],
+)
+def test_a_schema_may_refer_to_itself(schema: Schema) -> None:
+    assert check_schema(schema) is None
+
+
+def test_an_unusable_schema_gives_a_message_and_no_exception() -> None:
+    assert "without end" in validate(1, {"$ref": "#"})[0]
+    assert "http://x/y" in validate(1, {"$ref": "http://x/y"})[0]

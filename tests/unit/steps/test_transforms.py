@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline_engine.errors import ErrorCode, StepError, TemplateError
+from pipeline_engine.models import MapOperation, ParseFormat, ReduceOperation, StepConfig
+from pipeline_engine.steps.transforms import MapOutput, apply_map, apply_reduce, check_jmespath
+from pipeline_engine.templates import Templates
+
+
+def item(text: str = "", json: object | None = None, label: str = "source 1") -> dict[str, Any]:
+    return {"text": text, "json": json, "label": label, "shard_key": None}
+
+
+def mapped(operation: MapOperation, given: dict[str, Any], **config: Any) -> MapOutput | None:
+    settings = StepConfig(map=operation, **config)
+    return apply_map(settings, given, templates=Templates(), context={"options": {"name": "Ada"}})
+
+
+def reduced(operation: ReduceOperation, given: list[dict[str, Any]], **config: Any) -> MapOutput:
+    settings = StepConfig(reduce=operation, **config)
+    return apply_reduce(settings, given, templates=Templates(), context={"options": {"name": "Ada"}})
+
+
+def test_identity_keeps_text_and_json() -> None:
+    assert mapped(MapOperation.IDENTITY, item("a", [1])) == MapOutput("a", [1], has_json=True)
+    assert mapped(MapOperation.IDENTITY, item("a")) == MapOutput("a")
+
+
+def test_template_sees_the_item_and_the_context() -> None:
+    assert mapped(MapOperation.TEMPLATE, item("x"), template="{{ options.name }}: {{ item.text }}") == MapOutput(
+        "Ada: x"
+    )
+    with pytest.raises(TemplateError, match="nmae"):
+        mapped(MapOperation.TEMPLATE, item("x"), template="{{ options.nmae }}")
+
+
+@pytest.mark.parametrize(
+    ("expression", "output"),
+    [
+        ("a.b", MapOutput("hi", "hi", has_json=True)),
+        ("a", MapOutput('{"b":"hi"}', {"b": "hi"}, has_json=True)),
+        ("missing", MapOutput("null", None, has_json=True)),
+    ],
+)
+def test_select_takes_a_part_of_the_json(expression: str, output: MapOutput) -> None:
+    assert mapped(MapOperation.SELECT, item("", {"a": {"b": "hi"}}), expression=expression) == output
+
+
+def test_select_that_cannot_be_applied_names_the_item() -> None:
+    with pytest.raises(StepError, match="source 1") as caught:
+        mapped(MapOperation.SELECT, item("", {"a": "x"}), expression="sum(a)")
+    assert caught.value.code is ErrorCode.OUTPUT_INVALID
+
+
+def test_filter_keeps_or_drops() -> None:
+    assert mapped(MapOperation.FILTER, item("keep", 1), expression="item.text == 'keep'") == MapOutput(
+        "keep", 1, has_json=True
+    )
+    assert mapped(MapOperation.FILTER, item("drop"), expression="item.text == 'keep'") is None
+
+
+@pytest.mark.parametrize(
+    ("format_", "text", "value"),
+    [
+        (ParseFormat.JSON, '\ufeff {"a": 1}', {"a": 1}),
+        (ParseFormat.JSON, "null", None),
+        (ParseFormat.JSONL, '{"a":1}\n\n2\n', [{"a": 1}, 2]),
+        (ParseFormat.JSONL, "", []),
+        (ParseFormat.CSV, "a,b\n1,2\n", [{"a": "1", "b": "2"}]),
+        (ParseFormat.LOGFMT, "a=1 b=two", {"a": "1", "b": "two"}),
+        (ParseFormat.LOGFMT, "a=1\n\na=2\n", [{"a": "1"}, {"a": "2"}]),
+    ],
+)
+def test_parse_gives_json_and_keeps_the_text(format_: ParseFormat, text: str, value: object) -> None:
+    assert mapped(MapOperation.PARSE, item(text), format=format_) == MapOutput(text, value, has_json=True)
+
+
+@pytest.mark.parametrize(
+    ("format_", "text", "words"),
+    [
+        (ParseFormat.JSON, '{"a":\nNaN}', "source 1 does not parse as json: NaN is not JSON at line 2"),
+        (ParseFormat.JSONL, "1\nx", "line 2"),
+        (ParseFormat.CSV, "a,b\n1", "line 2"),
+        (ParseFormat.LOGFMT, 'a=1\na="', "line 2"),
+    ],
+)
+def test_what_does_not_parse_is_named_with_its_place(format_: ParseFormat, text: str, words: str) -> None:
+    with pytest.raises(StepError, match=words) as caught:
+        mapped(MapOperation.PARSE, item(text), format=format_)
+    assert caught.value.code is ErrorCode.OUTPUT_INVALID
+
+
+@pytest.mark.parametrize(
+    ("pattern", "output"),
+    [
+        (r"(?P<level>\w+): (?P<rest>\w+)(?P<no>!)?", MapOutput("e: x", {"level": "e", "rest": "x", "no": None}, True)),
+        (r"\w:", MapOutput("e:", "e:", has_json=True)),
+        (r"zzz", MapOutput("", None, has_json=True)),
+    ],
+)
+def test_regex_gives_the_named_groups(pattern: str, output: MapOutput) -> None:
+    assert mapped(MapOperation.REGEX, item("> e: x"), pattern=pattern) == output
+
+
+def test_concat_joins_texts() -> None:
+    items = [item("a"), item("b")]
+    assert reduced(ReduceOperation.CONCAT, items).text == "a\nb"
+    assert reduced(ReduceOperation.CONCAT, items, separator="").text == "ab"
+    assert reduced(ReduceOperation.CONCAT, []) == MapOutput("")
+
+
+def test_collect_takes_json_or_text() -> None:
+    assert reduced(ReduceOperation.COLLECT, [item("a", [1]), item("b")]) == MapOutput('[[1],"b"]', [[1], "b"], True)
+
+
+def test_merge_lets_later_objects_win() -> None:
+    items = [item(json={"a": 1, "b": 1}), item(json={"b": 2})]
+    assert reduced(ReduceOperation.MERGE, items).json == {"a": 1, "b": 2}
+    with pytest.raises(StepError, match="part 2"):
+        reduced(ReduceOperation.MERGE, [item(json={}), item("x", label="part 2")])
+
+
+def test_count_by_counts_values_highest_first() -> None:
+    lines = [item(json={"level": level}) for level in ("error", "info", "info")]
+    output = reduced(ReduceOperation.COUNT_BY, lines, by="level")
+    assert output.text == '{"info":2,"error":1}'
+    assert output.json == {"info": 2, "error": 1}
+
+
+def test_count_by_takes_lists_apart_and_names_other_values_by_their_json() -> None:
+    items = [item(json=[{"k": True}, {"k": 1}, {"k": "b"}]), item(json={"k": "b"}), item(json={})]
+    output = reduced(ReduceOperation.COUNT_BY, items, by="k")
+    assert output.text == '{"b":2,"1":1,"null":1,"true":1}'
+
+
+def test_count_by_counts_texts_without_json() -> None:
+    assert reduced(ReduceOperation.COUNT_BY, [item("x"), item("x")], by="@").json == {"x": 2}
+
+
+def test_top_keeps_the_highest_and_ties_in_order() -> None:
+    rows = [{"u": "a", "n": 1}, {"u": "b", "n": 5}, {"u": "a", "n": 3}, {"u": "c", "n": "3"}, {"u": "d"}]
+    items = [item(json=row) for row in rows]
+    assert reduced(ReduceOperation.TOP, items, by="n", n=2).json == [{"u": "b", "n": 5}, {"u": "a", "n": 3}]
+    assert reduced(ReduceOperation.TOP, [item(json=rows)], by="n").json == [rows[1], rows[2], rows[3], rows[0]]
+
+
+def test_top_without_by_takes_numbers_and_counts() -> None:
+    assert reduced(ReduceOperation.TOP, [item(json=[1, 3, 2])], n=2).json == [3, 2]
+    counts = [item(json={"info": 2, "error": 7})]
+    assert reduced(ReduceOperation.TOP, counts, n=1).json == [{"key": "error", "count": 7}]
+
+
+def test_top_of_what_is_no_number_names_the_item() -> None:
+    with pytest.raises(StepError, match="source 1 has abc"):
+        reduced(ReduceOperation.TOP, [item("abc")])
+
+
+def test_reduce_template_sees_all_items() -> None:
+    template = "{{ options.name }}{% for i in items %} {{ i.label }}={{ i.text }}{% endfor %}"
+    assert reduced(ReduceOperation.TEMPLATE, [item("a"), item("b", label="s2")], template=template) == MapOutput(
+        "Ada source 1=a s2=b"
+    )
+
+
+def test_jmespath_is_checked() -> None:
+    assert check_jmespath("a[?b > `1`].c") is None
+    for broken in ("a[", "foo(a)x", "a.(b"):
+        message = check_jmespath(broken)
+        assert message is not None
+        assert "\n" not in message

@@ -1,0 +1,158 @@
+"""The writer's group commit, its order, and what it does while the store fails."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from pipeline_engine.errors import StoreError, StoreFullError, UnavailableError
+from pipeline_engine.models import JobId
+from pipeline_engine.store.base import DeleteJobs, Operation
+from pipeline_engine.store.memory import MemoryStore
+from pipeline_engine.store.writer import MAX_PENDING_BYTES, StoreWriter
+
+
+class ScriptedStore(MemoryStore):
+    """Notes each transaction; fails while `failure` is set; a poisoned job can never be written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transactions: list[list[str]] = []
+        self.failure: Exception | None = None
+
+    def write(self, operations: Sequence[Operation]) -> None:
+        if self.failure is not None:
+            raise self.failure
+        names = [operation.job_ids[0] for operation in operations if isinstance(operation, DeleteJobs)]
+        if "poison" in names:
+            raise LookupError("poison")
+        self.transactions.append(list(names))
+
+
+def delete(name: str) -> DeleteJobs:
+    return DeleteJobs([JobId(name)])
+
+
+async def start(nursery: trio.Nursery, store: ScriptedStore) -> StoreWriter:
+    writer = StoreWriter(store=store)
+    await nursery.start(writer.run)
+    return writer
+
+
+async def test_all_that_waits_goes_into_one_transaction_in_order(nursery: trio.Nursery) -> None:
+    store = ScriptedStore()
+    writer = await start(nursery, store)
+    committed: list[str] = []
+    for name in "abc":
+        writer.post(delete(name), on_commit=functools.partial(committed.append, name))
+    assert committed == []
+    await writer.execute(delete("d"))
+    assert store.transactions == [["a", "b", "c", "d"]]
+    assert committed == ["a", "b", "c"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_transaction_takes_a_bounded_number_of_bytes(nursery: trio.Nursery) -> None:
+    store = ScriptedStore()
+    writer = await start(nursery, store)
+    for name in "abc":
+        writer.post(delete(name), size=5 * 1024 * 1024)
+    await writer.execute(delete("d"))
+    assert store.transactions == [["a"], ["b"], ["c", "d"]]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_write_that_was_committed_before_anybody_waited_returns_at_once(nursery: trio.Nursery) -> None:
+    writer = await start(nursery, ScriptedStore())
+    write = writer.post(delete("a"))
+    await wait_all_tasks_blocked()
+    await write.wait()
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_operation_that_can_never_be_written_harms_no_other(nursery: trio.Nursery) -> None:
+    store = ScriptedStore()
+    writer = await start(nursery, store)
+    good, bad, also = (writer.post(delete(name)) for name in ("good", "poison", "also"))
+    with pytest.raises(LookupError):
+        await bad.wait()
+    await good.wait()
+    await also.wait()
+    assert store.transactions == [["good"], ["also"]]
+    assert writer.failure is None
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_failing_store_refuses_what_may_be_refused_and_keeps_the_rest(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    store = ScriptedStore()
+    writer = await start(nursery, store)
+    store.failure = StoreError("the disk is gone")
+    kept = writer.post(delete("kept"))
+    refused = writer.post(delete("refused"), refusable=True)
+    with pytest.raises(UnavailableError, match="the disk is gone"):
+        await refused.wait()
+    with pytest.raises(UnavailableError):
+        writer.post(delete("later"), refusable=True)
+    behind = writer.post(delete("behind"))
+    await trio.sleep(60)
+    assert store.transactions == []
+    assert writer.failure is not None
+
+    store.failure = None
+    await kept.wait()
+    await behind.wait()
+    assert [name for names in store.transactions for name in names] == ["kept", "behind"]
+    assert writer.failure is None
+    writer.post(delete("again"), refusable=True)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_full_store_says_that_it_is_full(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:
+    store = ScriptedStore()
+    writer = await start(nursery, store)
+    store.failure = StoreFullError("no space")
+    with pytest.raises(StoreFullError):
+        await writer.execute(delete("a"))
+    nursery.cancel_scope.cancel()
+
+
+async def test_those_who_post_much_wait_until_there_is_room(nursery: trio.Nursery) -> None:
+    store = ScriptedStore()
+    writer = StoreWriter(store=store)
+    await writer.wait_for_room()
+    writer.post(delete("a"), size=MAX_PENDING_BYTES + 1)
+    with trio.move_on_after(0) as scope:
+        await writer.wait_for_room()
+    assert scope.cancelled_caught
+    nursery.start_soon(writer.run)
+    await writer.wait_for_room()
+    assert store.transactions == [["a"]]
+    nursery.cancel_scope.cancel()
+
+
+async def test_closing_commits_what_waits_and_ends(nursery: trio.Nursery) -> None:
+    store = ScriptedStore()
+    writer = StoreWriter(store=store)
+    writer.post(delete("a"))
+    writer.close()
+    await writer.run()
+    assert store.transactions == [["a"]]
+
+
+async def test_closing_while_the_store_fails_gives_up_instead_of_hanging(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    store = ScriptedStore()
+    store.failure = StoreError("the disk is gone")
+    writer = StoreWriter(store=store)
+    write = writer.post(delete("a"))
+    writer.close()
+    await writer.run()
+    with pytest.raises(StoreError):
+        await write.wait()
