@@ -197,10 +197,16 @@ async def _send(stream: trio.SocketStream, reply: Reply) -> bool:
 @asynccontextmanager
 async def open_server(*replies: Reply, host: str = "127.0.0.1") -> AsyncIterator[ScriptedServer]:
     """Serve the replies on a port of the system's choice until the block ends."""
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host=host)
         shown = f"[{host}]" if ":" in host else host
         server = ScriptedServer(listeners[0].socket.getsockname()[1], replies, shown)
         nursery.start_soon(trio.serve_listeners, server.serve, listeners)
-        yield server
+        try:
+            yield server
+        except Exception as exc:  # noqa: BLE001 - raised again below, where the nursery does not wrap it in a group
+            failure = exc
         nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

@@ -49,6 +49,13 @@ class Admission:
             raise InvalidRequestError([Problem("pipeline_type", "is required, or pipeline with a definition")])
         return self.pipelines.find(request.pipeline_type).definition
 
+    def check_no_rerun(self, request: JobRequest) -> None:
+        """Raises InvalidRequestError when a request without a parent says how to rerun one."""
+        given = {"from_step_id": request.from_step_id is not None, "reuse_upstream": request.reuse_upstream}
+        problems = [Problem(name, "needs parent_job_id") for name, is_given in given.items() if is_given]
+        if problems:
+            raise InvalidRequestError(problems)
+
     def check_input(self, definition: PipelineDef, job_input: JobInput, *, path: str = "input") -> None:
         """Raises InvalidRequestError for bytes that are not base64, and for options that the pipeline refuses."""
         problems = []

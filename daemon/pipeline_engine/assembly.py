@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import trio
@@ -18,6 +19,7 @@ from pipeline_engine.engine import Engine, EngineLimits, running
 from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
 from pipeline_engine.providers.local_tool import LocalToolProvider
 from pipeline_engine.providers.registry import ProviderRegistry, open_registry
+from pipeline_engine.retention import Retention, RetentionRules
 from pipeline_engine.steps.context import Services
 from pipeline_engine.steps.handlers import Handlers
 from pipeline_engine.store.access import StoreAccess
@@ -62,6 +64,16 @@ def configured_pipelines(
     pipelines = [RegisteredPipeline(definition, "environment") for definition in config.pipelines]
     pipelines += [RegisteredPipeline(one.definition, str(one.file)) for one in loaded.definitions.values()]
     return pipelines, loaded
+
+
+def retention_rules(config: Config) -> RetentionRules:
+    wanted = config.store.retention
+    return RetentionRules(
+        max_age=timedelta(days=wanted.max_age_days),
+        chunk_age=timedelta(days=wanted.chunk_age_days),
+        max_jobs=wanted.max_jobs,
+        max_bytes=wanted.max_bytes,
+    )
 
 
 def profile_origins(config: Config) -> dict[str, str]:
@@ -128,9 +140,14 @@ async def open_engine(
                 max_running_jobs=config.limits.max_running_jobs,
                 max_queued_jobs=config.limits.max_queued_jobs,
                 max_restarts=config.limits.max_restarts,
+                max_store_bytes=config.limits.max_store_bytes,
             ),
         )
-        async with running(engine, writer, grace_s=grace_s):
+        retention = Retention(
+            rules=retention_rules(config), engine=engine, access=access, writer=writer, artifacts=artifacts
+        )
+        async with running(engine, writer, grace_s=grace_s), trio.open_nursery() as housekeeping:
+            housekeeping.start_soon(retention.run)
             yield LocalEngine(
                 engine=engine,
                 catalog=catalog,
@@ -140,3 +157,4 @@ async def open_engine(
                 access=access,
                 writer=writer,
             )
+            housekeeping.cancel_scope.cancel()

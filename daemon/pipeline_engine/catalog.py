@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 
 import msgspec
+import trio
 
 from pipeline_engine.decoding import Secret, from_stored_json, to_json, to_stored_json
 from pipeline_engine.definitions import DefinitionChecker
@@ -77,14 +78,16 @@ class Catalog:
             raise InvalidRequestError(problems)
         self.pipelines.check_changeable(definition.type, must_exist=False)
         is_new = all(known.definition.type != definition.type for known in self.pipelines.all())
-        await self._writer.execute(PutDefinition(definition.type, to_stored_json(definition)))
+        with trio.CancelScope(shield=True):  # what is stored must be in force, even if the client has left
+            await self._writer.execute(PutDefinition(definition.type, to_stored_json(definition)))
         self.pipelines.put(definition)
         return is_new
 
     async def remove_pipeline(self, pipeline_type: str) -> None:
         """Raises NotFoundError and ConflictError. Jobs keep the definition they began with."""
         self.pipelines.check_changeable(pipeline_type, must_exist=True)
-        await self._writer.execute(RemoveDefinition(pipeline_type))
+        with trio.CancelScope(shield=True):
+            await self._writer.execute(RemoveDefinition(pipeline_type))
         self.pipelines.remove(pipeline_type)
 
     # profiles
@@ -110,7 +113,8 @@ class Catalog:
             )
         secrets = _Secrets(api_key=profile.api_key, headers=profile.extra.headers)
         shown = msgspec.structs.replace(profile, api_key=None, extra=msgspec.structs.replace(profile.extra, headers={}))
-        await self._writer.execute(PutProfile(profile.id, to_json(shown), to_stored_json(secrets)))
+        with trio.CancelScope(shield=True):
+            await self._writer.execute(PutProfile(profile.id, to_json(shown), to_stored_json(secrets)))
         self._put_profiles.add(profile.id)
         self.registry.put(profile)
         return profile
@@ -122,7 +126,8 @@ class Catalog:
         self._check_changeable(profile_id)
         if profile_id not in self._put_profiles:
             raise ConflictError(f"the profile {profile_id!r} is built in and cannot be removed")
-        await self._writer.execute(RemoveProfile(profile_id))
+        with trio.CancelScope(shield=True):
+            await self._writer.execute(RemoveProfile(profile_id))
         self._put_profiles.discard(profile_id)
         self.registry.remove(profile_id)
 

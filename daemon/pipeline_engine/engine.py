@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pipeline_engine.errors import (
     NotFoundError,
     PipelineEngineError,
     QueueFullError,
+    StoreFullError,
     UnavailableError,
 )
 from pipeline_engine.events import EventLog, EventName, Follower
@@ -54,6 +56,7 @@ class EngineLimits:
     max_running_jobs: int = 64
     max_queued_jobs: int = 10_000
     max_restarts: int = 20
+    max_store_bytes: int | None = None
 
 
 class Engine:
@@ -84,6 +87,9 @@ class Engine:
         self._draining = False
         self._abandoning = False
         self._kept_bytes = 0
+        self.next_end = trio.Event()  # set when the next job ends, and then replaced
+        self.stopped = trio.Event()  # set when `run` has let go of every job
+        self.finished: Counter[JobStatus] = Counter()  # jobs that ended since the start
 
     # the owner of all running jobs
 
@@ -104,6 +110,9 @@ class Engine:
                 await self._wake.wait()
                 self._wake = trio.Event()
         self._events.close()
+        for live in self._live.values():
+            live.ended.set()  # those that wait for a queued job need not wait for a daemon that stops
+        self.stopped.set()
 
     def _next(self) -> LiveJob | None:
         """The job that may start now."""
@@ -123,6 +132,9 @@ class Engine:
 
     def _retire(self, live: LiveJob) -> None:
         if live.log.finished:
+            self.finished[live.job.status] += 1
+            self.next_end.set()
+            self.next_end = trio.Event()
             self._events.retire(live.job.id)
             self._live.pop(live.job.id, None)
         live.ended.set()
@@ -184,6 +196,19 @@ class Engine:
             return UnavailableError("the daemon is stopping")
         return self._writer.failure
 
+    @property
+    def running_count(self) -> int:
+        return len(self._running)
+
+    @property
+    def queued_count(self) -> int:
+        return len(self._queue)
+
+    @property
+    def follower_count(self) -> int:
+        """Those who follow a job that is not finished."""
+        return self._events.follower_count
+
     # taking jobs in
 
     async def submit(self, request: JobRequest, *, idempotency: IdempotencyKey | None = None) -> Job:
@@ -197,6 +222,7 @@ class Engine:
                 return await self.get_job(earlier)
             if request.parent_job_id is not None:
                 return await self._rerun_by_request(request, idempotency)
+            self.admission.check_no_rerun(request)
             definition = self.admission.definition_of(request)
             self.admission.check_input(definition, request.input)
             job = self.admission.new_job(
@@ -274,6 +300,7 @@ class Engine:
     ) -> Job:
         if self.refusal is not None:
             raise self.refusal
+        self._check_room(job)
         if len(self._queue) >= self._limits.max_queued_jobs:
             raise QueueFullError(f"{len(self._queue)} jobs are waiting (limits.max_queued_jobs); try again later")
         shown = msgspec.structs.replace(job, step_executions=list(new_executions(definition.steps).values()))
@@ -306,10 +333,17 @@ class Engine:
         self._enqueue(live)
         return shown
 
+    def _check_room(self, job: Job) -> None:
+        """Raises StoreFullError. Jobs that were accepted may grow beyond the limit: what they made is not lost."""
+        limit = self._limits.max_store_bytes
+        if limit is not None and self._store.used_bytes + input_size(job) > limit:
+            words = f"the store holds {self._store.used_bytes} of {limit} bytes (limits.max_store_bytes); delete jobs"
+            raise StoreFullError(words)
+
     def _keep_payload(self, live: LiveJob, definition: PipelineDef, job: Job) -> None:
         """Keep the input of a job that is about to run; many large ones that wait would fill the memory."""
         assert job.input is not None
-        size = sum(len(source.content) + len(source.content_base64 or "") for source in job.input.sources)
+        size = input_size(job)
         if self._kept_bytes + size <= KEPT_PAYLOAD_BYTES:
             self._kept_bytes += size
             live.payload, live.payload_bytes = (definition, job.input), size
@@ -388,6 +422,12 @@ class Engine:
             executions[execution.step_id] = execution
         job.step_executions = list(executions.values())
         return job
+
+
+def input_size(job: Job) -> int:
+    """About how many bytes the sources of a job hold."""
+    sources = job.input.sources if job.input is not None else ()
+    return sum(len(source.content) + len(source.content_base64 or "") for source in sources)
 
 
 @asynccontextmanager

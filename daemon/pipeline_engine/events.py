@@ -203,6 +203,11 @@ class Follower:
         self._woken = woken
         self._log = log
 
+    @property
+    def last_seq(self) -> int:
+        """The job's last stored event; as long as `seq` is below it, next_batch waits for no new one."""
+        return self._job_log.committed_seq
+
     async def next_batch(self, max_bytes: int = BATCH_BYTES) -> list[bytes] | None:
         """The next lines, at least one; None after the job's last event.
 

@@ -14,6 +14,7 @@ from pipeline_engine.errors import PipelineEngineError
 #: Each subcommand: its module, and the line that the overview shows, so that `--help` need not import them.
 SUBCOMMANDS = {
     "run": ("pipeline_engine.cli.run", "Run one job without a daemon."),
+    "serve": ("pipeline_engine.cli.serve", "Run the daemon; also without a command when there is no terminal."),
 }
 
 EXIT_USAGE = 2
@@ -46,10 +47,18 @@ class LazyGroup(click.Group):
             ctx.exit(EXIT_USAGE)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pipeline-engine")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Pipeline Engine: runs pipelines of AI steps on this machine."""
     for stream in (sys.stdout, sys.stderr):
         # Whatever the locale says: the texts of models and sources must not end a program that prints them.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    if ctx.invoked_subcommand is None:
+        if sys.stdin.isatty() or sys.stdout.isatty():
+            click.echo(ctx.get_help())
+        else:
+            serve = cli.get_command(ctx, "serve")
+            assert serve is not None
+            ctx.invoke(serve)

@@ -9,7 +9,6 @@ from typing import Any, Protocol, TextIO
 import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markdown import Markdown
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
@@ -164,6 +163,8 @@ def print_items(items: list[dict[str, Any]], *, console: Console | None, stream:
         if console is None:
             stream.write(text if text.endswith("\n") else text + "\n")
         elif item["content_type"] == "markdown":
+            from rich.markdown import Markdown  # noqa: PLC0415 - slow to import, and seldom needed
+
             console.print(Markdown(printable(text)))
         else:
             console.print(Text(printable(text)))

@@ -24,7 +24,7 @@ from pipeline_engine.config_loader import load_config
 from pipeline_engine.decoding import to_json
 from pipeline_engine.definitions import load_definitions
 from pipeline_engine.engine import Engine
-from pipeline_engine.errors import InvalidRequestError, Problem
+from pipeline_engine.errors import InvalidRequestError, PipelineEngineError, Problem
 from pipeline_engine.models import Job, JobId, JobInput, JobRequest, JobStatus, PipelineDef
 
 EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.CANCELLED: 130}
@@ -74,6 +74,8 @@ def command(
             job = trio.run(_run, config, data_dir, request, display)
         finally:
             display.close()
+    if isinstance(job, PipelineEngineError):
+        raise job
     _report(job, as_json=as_json)
     sys.exit(EXIT_CODES[job.status])
 
@@ -102,10 +104,14 @@ def _display(*, quiet: bool) -> Display:
     return LiveDisplay(console) if console.is_terminal else PlainDisplay(sys.stderr)
 
 
-async def _run(config: Config, data_dir: Path, request: JobRequest, display: Display) -> Job:
+async def _run(config: Config, data_dir: Path, request: JobRequest, display: Display) -> Job | PipelineEngineError:
+    """The finished job, or why there is none: an exception would come out of the engine's nurseries in groups."""
     async with open_local_engine(config, data_dir=data_dir, environ=os.environ) as local:
         engine = local.engine
-        job = await engine.submit(request)
+        try:
+            job = await engine.submit(request)
+        except PipelineEngineError as exc:
+            return exc
         async with _cancelled_by_signals(engine, job.id), engine.follow(job.id) as follower:
             while (lines := await follower.next_batch()) is not None:
                 for line in lines:

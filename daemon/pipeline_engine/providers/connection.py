@@ -115,6 +115,9 @@ class Connection:
         """Get ready for the next request; False if there can be none, because the answer is not at its end."""
         if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
             return False
+        if self._h11.trailing_data[0]:
+            # More than the answer: it must not be taken for the answer to the next request.
+            return False
         self._h11.start_next_cycle()
         self._idle_since = trio.current_time()
         return True

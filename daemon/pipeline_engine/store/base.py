@@ -175,11 +175,10 @@ class JobSummary:
 
 @dataclass(frozen=True, slots=True)
 class FinishedJob:
-    """What retention looks at: when the job ended (RFC 3339), and how many bytes it holds."""
+    """What retention looks at: when the job ended (RFC 3339)."""
 
     job_id: JobId
     finished_at: str
-    has_chunks: bool
 
 
 class Store(Protocol):
@@ -232,12 +231,15 @@ class Store(Protocol):
 
     def artifacts_in_use(self) -> set[str]: ...
 
-    def finished_jobs(self, *, limit: int) -> list[FinishedJob]:
-        """The finished jobs, those that ended first come first."""
+    def finished_jobs(self, *, limit: int, with_chunks: bool = False) -> list[FinishedJob]:
+        """The finished jobs, those that ended first come first; or only those whose chunks are not pruned yet."""
         ...
 
     def count_finished(self) -> int: ...
 
-    def size_bytes(self) -> int: ...
+    @property
+    def used_bytes(self) -> int:
+        """What the store held after the last write; does not block."""
+        ...
 
     def close(self) -> None: ...

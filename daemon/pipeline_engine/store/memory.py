@@ -36,6 +36,7 @@ class _Job:
     status: JobStatus = JobStatus.QUEUED
     finished_at: str | None = None
     pruned_seq: int = 0
+    has_chunks: bool = True
     job: bytes = b""
     state: bytes = b""
     events: list[EventRecord] = field(default_factory=list)
@@ -76,6 +77,7 @@ class MemoryStore:
                     self._idempotency = {k: v for k, v in self._idempotency.items() if v[1] != job_id}
             case PruneChunks(job_id):
                 job = self._jobs[job_id]
+                job.has_chunks = False
                 chunks = [event.seq for event in job.events if event.name == "provider_chunk"]
                 if chunks:
                     job.events = [event for event in job.events if event.name != "provider_chunk"]
@@ -199,12 +201,12 @@ class MemoryStore:
         with self._lock:
             return set().union(*(job.artifacts for job in self._jobs.values()))
 
-    def finished_jobs(self, *, limit: int) -> list[FinishedJob]:
+    def finished_jobs(self, *, limit: int, with_chunks: bool = False) -> list[FinishedJob]:
         with self._lock:
             finished = [
-                FinishedJob(job_id, job.finished_at, job.pruned_seq == 0)
+                FinishedJob(job_id, job.finished_at)
                 for job_id, job in self._jobs.items()
-                if job.finished_at is not None
+                if job.finished_at is not None and (job.has_chunks or not with_chunks)
             ]
             return sorted(finished, key=lambda job: job.finished_at)[:limit]
 
@@ -212,7 +214,8 @@ class MemoryStore:
         with self._lock:
             return sum(job.finished_at is not None for job in self._jobs.values())
 
-    def size_bytes(self) -> int:
+    @property
+    def used_bytes(self) -> int:
         with self._lock:
             return sum(len(event.line) for job in self._jobs.values() for event in job.events)
 

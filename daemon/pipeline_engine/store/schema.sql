@@ -11,6 +11,7 @@ CREATE TABLE jobs (
     finished_at   TEXT,
     last_seq      INTEGER NOT NULL DEFAULT 0,
     pruned_seq    INTEGER NOT NULL DEFAULT 0,
+    has_chunks    INTEGER NOT NULL DEFAULT 1,
     job           BLOB NOT NULL,
     definition    BLOB NOT NULL,
     inline        INTEGER NOT NULL,
@@ -18,6 +19,7 @@ CREATE TABLE jobs (
 ) STRICT;
 CREATE INDEX jobs_unfinished ON jobs (number) WHERE finished_at IS NULL;
 CREATE INDEX jobs_finished ON jobs (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX jobs_with_chunks ON jobs (finished_at) WHERE finished_at IS NOT NULL AND has_chunks;
 CREATE INDEX jobs_by_type ON jobs (pipeline_type, number);
 
 CREATE TABLE labels (

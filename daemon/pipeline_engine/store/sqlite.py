@@ -65,6 +65,8 @@ class SqliteStore:
     def __init__(self, path: Path, writer: apsw.Connection) -> None:
         self._path = path
         self._writer = writer
+        self._page_size = int(writer.pragma("page_size"))
+        self._used_bytes = self._measure()
         self._numbers: dict[JobId, int] = {}  # of jobs that are being written
         self._readers: list[apsw.Connection] = []
         self._lock = threading.Lock()
@@ -78,6 +80,7 @@ class SqliteStore:
                 self._writer.execute("BEGIN IMMEDIATE")
                 self._apply(operations)
                 self._writer.execute("COMMIT")
+                self._used_bytes = self._measure()
             except BaseException:
                 self._numbers.clear()
                 if self._writer.in_transaction:
@@ -211,12 +214,19 @@ class SqliteStore:
         [number] = row
         low, high = number << SEQ_BITS, (number + 1) << SEQ_BITS
         where = "id >= ? AND id < ? AND name = 'provider_chunk'"
-        last = self._writer.execute(f"SELECT max(id) FROM events WHERE {where}", (low, high)).fetchone()
-        if last is not None and last[0] is not None:
-            self._writer.execute(f"DELETE FROM events WHERE {where}", (low, high))
-            self._writer.execute("UPDATE jobs SET pruned_seq = ? WHERE number = ?", (last[0] - low, number))
+        [[last]] = self._writer.execute(f"SELECT max(id) FROM events WHERE {where}", (low, high)).fetchall()
+        self._writer.execute(f"DELETE FROM events WHERE {where}", (low, high))
+        pruned_seq = 0 if last is None else last - low
+        self._writer.execute("UPDATE jobs SET has_chunks = 0, pruned_seq = ? WHERE number = ?", (pruned_seq, number))
+
+    def _measure(self) -> int:
+        return int(self._writer.pragma("page_count") - self._writer.pragma("freelist_count")) * self._page_size
 
     # reading
+
+    @property
+    def used_bytes(self) -> int:
+        return self._used_bytes
 
     def head(self, job_id: JobId) -> JobHead | None:
         rows = self._read("SELECT last_seq, pruned_seq, status FROM jobs WHERE id = ?", (job_id,))
@@ -329,22 +339,13 @@ class SqliteStore:
     def artifacts_in_use(self) -> set[str]:
         return {sha256 for (sha256,) in self._read("SELECT DISTINCT sha256 FROM artifacts")}
 
-    def finished_jobs(self, *, limit: int) -> list[FinishedJob]:
-        rows = self._read(
-            "SELECT id, finished_at, pruned_seq = 0 FROM jobs WHERE finished_at IS NOT NULL ORDER BY finished_at LIMIT ?",
-            (limit,),
-        )
-        return [FinishedJob(JobId(job_id), finished_at, bool(chunks)) for job_id, finished_at, chunks in rows]
+    def finished_jobs(self, *, limit: int, with_chunks: bool = False) -> list[FinishedJob]:
+        wanted = "finished_at IS NOT NULL AND has_chunks" if with_chunks else "finished_at IS NOT NULL"
+        rows = self._read(f"SELECT id, finished_at FROM jobs WHERE {wanted} ORDER BY finished_at LIMIT ?", (limit,))
+        return [FinishedJob(JobId(job_id), finished_at) for job_id, finished_at in rows]
 
     def count_finished(self) -> int:
         return int(self._read("SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL")[0][0])
-
-    def size_bytes(self) -> int:
-        [[pages, free, size]] = self._read(
-            "SELECT page_count, freelist_count, page_size"
-            " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
-        )
-        return int((pages - free) * size)
 
     def close(self) -> None:
         with self._lock:

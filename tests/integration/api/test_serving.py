@@ -700,18 +700,18 @@ async def test_a_unix_socket_that_answers_or_a_file_is_left_alone(tmp_path: Path
             async with open_listeners([UnixAddress(str(path))]):
                 raise AssertionError("it is in use")
         await server.assert_serves()
-    path.write_text("precious")
+    path.write_text("precious", encoding="utf-8")
     with pytest.raises(ListenError, match="not a socket"):
         async with open_listeners([UnixAddress(str(path))]):
             raise AssertionError("it is a file")
-    assert path.read_text() == "precious"
+    assert path.read_text(encoding="utf-8") == "precious"
 
 
 async def test_a_unix_socket_of_a_successor_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "daemon.sock"
     async with open_listeners([UnixAddress(str(path))]):
         path.unlink()
-        path.write_text("of the successor")
+        path.write_text("of the successor", encoding="utf-8")
     assert path.exists()
 
 

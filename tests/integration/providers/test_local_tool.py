@@ -92,7 +92,7 @@ def open_files() -> set[int]:
 def stat_fields(path: Path) -> list[str]:
     """Of a /proc/PID: state, parent, group …"""
     try:
-        return (path / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        return (path / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return []
 
@@ -108,7 +108,7 @@ def processes(command: str) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            line = (path / "cmdline").read_text(errors="replace")
+            line = (path / "cmdline").read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
         if line == wanted and stat_fields(path)[:1] != ["Z"]:
@@ -197,13 +197,13 @@ async def test_odd_bytes_that_come_one_by_one_give_the_same_text(provider: Local
 
 def peak_rss() -> int:
     """Bytes, since the last reset_peak_rss."""
-    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     assert match is not None
     return int(match[1]) * 1024
 
 
 def reset_peak_rss() -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5)
 
 
 async def test_a_flood_of_output_is_cut_and_the_tool_ends_by_itself(provider: LocalToolProvider) -> None:
@@ -365,7 +365,7 @@ async def test_a_tool_that_cannot_be_started_says_why(
 
 async def test_a_script_without_a_first_line_is_explained(provider: LocalToolProvider, tmp_path: Path) -> None:
     script = tmp_path / "tool"
-    script.write_text("echo hello\n")
+    script.write_text("echo hello\n", encoding="utf-8")
     script.chmod(0o755)
     error, _ = await fail(provider, make_call(str(script)))
     assert "needs a first line such as `#!/bin/sh`" in error.message
@@ -479,7 +479,7 @@ async def test_a_tool_has_its_grace_to_tidy_up(provider: LocalToolProvider, tmp_
             await run_until("begun", lists)
             scope.cancel()
             await trio.sleep_forever()
-    assert mark.read_text() == "tidy\n"
+    assert mark.read_text(encoding="utf-8") == "tidy\n"
 
 
 async def test_leaving_early_ends_the_tool(provider: LocalToolProvider) -> None:

@@ -110,7 +110,7 @@ def test_one_process_holds_a_data_directory(tmp_path: Path) -> None:
         "    print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
     )
     assert holder.stdin is not None
     assert holder.stdout is not None

@@ -1,0 +1,98 @@
+"""Health, and the numbers that the daemon counts: as JSON and for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pipeline_engine import __version__
+from pipeline_engine.api.calls import TEXT, Answer, Call, Route, json_answer, text_answer
+from pipeline_engine.api.context import Api
+from pipeline_engine.api.wire import Health, ProviderMetrics, Readiness
+from pipeline_engine.assembly import LocalEngine
+from pipeline_engine.models import JobStatus
+
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def show_health(api: Api, call: Call) -> Answer:
+    # Asks nobody: a daemon whose store hangs is alive, and a restart would not help it.
+    return json_answer(Health(version=__version__, uptime_sec=round(api.uptime_s, 3)))
+
+
+async def show_readiness(api: Api, call: Call) -> Answer:
+    if api.refusal is not None:
+        raise api.refusal
+    return json_answer(Readiness())
+
+
+async def show_provider_metrics(api: Api, call: Call) -> Answer:
+    return json_answer(api.ready_local.registry.metrics())
+
+
+async def show_prometheus(api: Api, call: Call) -> Answer:
+    return text_answer("".join(_metrics(api, api.ready_local)), content_type=PROMETHEUS)
+
+
+def _metrics(api: Api, local: LocalEngine) -> Iterable[str]:
+    engine = local.engine
+    yield _family("info", "gauge", "The version that runs.", {f'version="{__version__}"': 1})
+    yield _family("uptime_seconds", "gauge", "Seconds since the start.", {"": round(api.uptime_s, 3)})
+    jobs = {'status="queued"': engine.queued_count, 'status="running"': engine.running_count}
+    yield _family("jobs", "gauge", "Unfinished jobs.", jobs)
+    finished = {f'status="{status}"': engine.finished[status] for status in JobStatus if status.is_final}
+    yield _family("jobs_finished_total", "counter", "Jobs that ended since the start.", finished)
+    yield _family("followers", "gauge", "Followers of unfinished jobs.", {"": engine.follower_count})
+    healthy = int(local.writer.failure is None)
+    yield _family("store_healthy", "gauge", "Whether the store can be written.", {"": healthy})
+    yield _family("store_commits_total", "counter", "Transactions since the start.", {"": local.writer.commits})
+    counted = local.registry.metrics()
+    for key, name, words, scale in (
+        ("provider_call_count", "provider_calls_total", "Calls to providers.", 1),
+        ("provider_call_errors", "provider_call_errors_total", "Calls to providers that failed.", 1),
+        ("provider_call_latency", "provider_call_seconds_total", "What calls to providers took, summed.", 1000),
+        ("provider_chunk_count", "provider_chunks_total", "Pieces that providers sent.", 1),
+    ):
+        values = {f'kind="{kind}"': count if scale == 1 else count / scale for kind, count in counted[key].items()}
+        yield _family(name, "counter", words, values)
+
+
+def _family(name: str, type_: str, words: str, values: Mapping[str, float]) -> str:
+    """One metric in the text format; the keys of the values are their labels."""
+    full = f"pipeline_engine_{name}"
+    lines = [f"# HELP {full} {words}", f"# TYPE {full} {type_}"]
+    lines += [f"{full}{{{labels}}} {value}" if labels else f"{full} {value}" for labels, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/health",
+        handler=show_health,
+        summary="Whether the daemon is alive.",
+        answers={200: Health},
+        needs_engine=False,
+    ),
+    Route(
+        method="GET",
+        path="/health/ready",
+        handler=show_readiness,
+        summary="Whether the daemon takes jobs: not while it starts, stops, or cannot write its store.",
+        answers={200: Readiness},
+        errors=("store_full",),
+    ),
+    Route(
+        method="GET",
+        path="/v1/metrics",
+        handler=show_provider_metrics,
+        summary="Calls to providers since the start, by kind.",
+        answers={200: ProviderMetrics},
+    ),
+    Route(
+        method="GET",
+        path="/metrics",
+        handler=show_prometheus,
+        summary="All metrics in the text format of Prometheus.",
+        answers={200: TEXT.partition(";")[0]},
+    ),
+)

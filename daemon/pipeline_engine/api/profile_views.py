@@ -1,0 +1,21 @@
+"""Provider profiles as anybody may see them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pipeline_engine.api.wire import ProviderView
+from pipeline_engine.decoding import to_json
+from pipeline_engine.models import ProviderProfile
+
+
+def view_of(profile: ProviderProfile) -> ProviderView:
+    """The profile without secrets: whether it has a key, and of its headers the names alone."""
+    return ProviderView(
+        id=profile.id,
+        kind=profile.kind,
+        base_uri=profile.base_uri,
+        api_key_set=profile.api_key is not None,
+        default_model=profile.default_model,
+        extra=msgspec.json.decode(to_json(profile.extra)),
+    )

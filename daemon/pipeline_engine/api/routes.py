@@ -1,0 +1,38 @@
+"""All calls of the API."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from pipeline_engine.api import artifacts, config_routes, jobs, metrics, streams
+from pipeline_engine.api.calls import JSON, Answer, Call, Route
+from pipeline_engine.api.context import Api
+from pipeline_engine.api.openapi import describe
+from pipeline_engine.decoding import to_json
+
+
+async def show_openapi(api: Api, call: Call) -> Answer:
+    return Answer(content_type=JSON, body=_document())
+
+
+@cache
+def _document() -> bytes:
+    return to_json(describe(ROUTES))
+
+
+ROUTES = (
+    *metrics.ROUTES,
+    *jobs.ROUTES,
+    *streams.ROUTES,
+    *artifacts.ROUTES,
+    *config_routes.ROUTES,
+    Route(
+        method="GET",
+        path="/openapi.json",
+        handler=show_openapi,
+        summary="This document.",
+        answers={200: dict[str, Any]},
+        needs_engine=False,
+    ),
+)

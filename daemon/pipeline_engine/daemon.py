@@ -1,0 +1,138 @@
+"""The composition root: the outermost nursery, with the server, the engine, the signals and the watch over files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+
+import trio
+
+from pipeline_engine.api.app import create_app
+from pipeline_engine.api.context import Api
+from pipeline_engine.api.serving import (
+    Guard,
+    GuardSettings,
+    ServeSettings,
+    describe_listener,
+    host_names,
+    open_listeners,
+    serve,
+)
+from pipeline_engine.assembly import LocalEngine, open_local_engine
+from pipeline_engine.config import Config
+from pipeline_engine.engine import Engine
+from pipeline_engine.file_watch import open_file_watch
+from pipeline_engine.listen_addresses import TcpAddress
+from pipeline_engine.logs import set_log_level
+from pipeline_engine.reload import Reloader, reload_on_changes
+
+log = logging.getLogger(__name__)
+
+LAST_ANSWERS_S = 2.0  # what is under way when all jobs have let go may take so long to reach its client
+
+
+class _Stopping:
+    """That the daemon shall stop, and that it shall not wait for jobs any longer."""
+
+    def __init__(self) -> None:
+        self.requested = trio.Event()
+        self.patience = trio.CancelScope()
+
+    def request(self) -> None:
+        """The first time ends the daemon after the grace, the second time at once."""
+        if self.requested.is_set():
+            self.patience.cancel()
+        self.requested.set()
+
+
+async def run_daemon(config: Config, *, load: Callable[[], Config]) -> None:
+    """Serve until SIGTERM or SIGINT; `load` reads the configuration again.
+
+    Raises ListenError, DataDirectoryInUseError and StoreError, alone or in groups.
+    """
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    stopping = _Stopping()
+    api = Api(config=config, use_log_level=set_log_level)
+    server_stops, server_stopped = trio.Event(), trio.Event()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        # The addresses come first: a second daemon that is started by mistake must not wait for a store.
+        async with open_listeners(config.addresses) as listeners, trio.open_nursery() as system:
+            reloads, reload_wishes = trio.open_memory_channel[None](1)
+            system.start_soon(_heed_signals, signals, stopping, reloads)
+            system.start_soon(partial(_serve, api, listeners, stop=server_stops, stopped=server_stopped))
+            async with open_local_engine(config, data_dir=config.data_dir, environ=os.environ) as local:
+                reloader = Reloader(config=config, local=local, load=load, use_log_level=api.set_log_level)
+                await reloader.use_definitions()
+                system.start_soon(_reload_on_request, reloader, reload_wishes)
+                system.start_soon(_watch_files, reloader)
+                _announce(api, local, listeners)
+                await stopping.requested.wait()
+                log.info("stopping")
+                await _drain(local.engine, config.limits.shutdown_grace_s, stopping)
+                # While the store is still open: those who waited for a job are about to read it.
+                server_stops.set()
+                await server_stopped.wait()
+            system.cancel_scope.cancel()
+
+
+async def _serve(api: Api, listeners: Sequence[trio.SocketListener], *, stop: trio.Event, stopped: trio.Event) -> None:
+    config = api.config
+    bound = [address for listener in listeners if isinstance(address := describe_listener(listener), TcpAddress)]
+    guard = GuardSettings(
+        allowed_hosts=host_names([(address.host, address.port) for address in bound], extra=config.http.allowed_hosts),
+        allowed_origins=frozenset(origin.lower().encode() for origin in config.http.allowed_origins),
+        api_key=config.api_key,
+    )
+    settings = ServeSettings(
+        max_connections=config.http.max_connections,
+        max_body_bytes=config.limits.max_body_bytes,
+        write_stall_s=config.limits.follower_stall_s,
+        grace_s=LAST_ANSWERS_S,
+    )
+    await serve(Guard(create_app(api), settings=guard), listeners, settings=settings, stop=stop)
+    stopped.set()
+
+
+def _announce(api: Api, local: LocalEngine, listeners: Sequence[trio.SocketListener]) -> None:
+    """From here on the daemon is ready: whoever supervises it is told here."""
+    api.local = local
+    for listener in listeners:
+        log.info("listening on %s", describe_listener(listener))
+
+
+async def _heed_signals(
+    signals: AsyncIterator[int], stopping: _Stopping, reloads: trio.MemorySendChannel[None]
+) -> None:
+    async for number in signals:
+        if number != signal.SIGHUP:
+            stopping.request()
+            continue
+        with suppress(trio.WouldBlock):  # a reload that has not begun yet will see this change too
+            reloads.send_nowait(None)
+
+
+async def _reload_on_request(reloader: Reloader, requests: trio.MemoryReceiveChannel[None]) -> None:
+    async for _ in requests:
+        await reloader.reload()
+        log.info("the configuration and the definitions were read again")
+
+
+async def _watch_files(reloader: Reloader) -> None:
+    try:
+        with open_file_watch() as watch:
+            await reload_on_changes(reloader, watch)
+    except OSError as exc:
+        log.warning("files are not watched for changes (%s); send SIGHUP after one", exc.strerror)
+
+
+async def _drain(engine: Engine, grace_s: float, stopping: _Stopping) -> None:
+    with stopping.patience:
+        await engine.drain(grace_s)
+    if stopping.patience.cancelled_caught:
+        await engine.drain(0)
+    await engine.stopped.wait()

@@ -1,0 +1,64 @@
+"""Sets up the log: for people, as JSON, or for the journal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+from structlog.typing import Processor
+
+from pipeline_engine.config import LogFormat, LogLevel
+
+#: They write headers and addresses of requests when they are let; what matters of that our own modules say.
+_QUIET = ("h11", "httpcore", "httpx", "hypercorn", "quart", "quart.app", "asyncio")
+
+_JOURNAL_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+
+class JournalFormatter(logging.Formatter):
+    """`<N>` with the priority before each line, as sd-daemon(3) has it; the journal knows the time by itself."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = f"{record.name}: {super().format(record)}"
+        priority = next((number for level, number in _JOURNAL_PRIORITIES if record.levelno >= level), 7)
+        return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
+
+
+def set_up_logging(level: LogLevel, log_format: LogFormat, *, stream: TextIO | None = None) -> None:
+    """Send all records of that level and above to the stream, standard error if none is given."""
+    stream = stream or sys.stderr
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_formatter(log_format, colors=stream.isatty()))
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    logging.captureWarnings(capture=True)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    set_log_level(level)
+
+
+def set_log_level(level: LogLevel) -> None:
+    logging.getLogger().setLevel(level.upper())
+
+
+def _formatter(log_format: LogFormat, *, colors: bool) -> logging.Formatter:
+    if log_format is LogFormat.JOURNAL:
+        return JournalFormatter()
+    shared: list[Processor] = [
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if log_format is LogFormat.JSON:
+        last: list[Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        plain = structlog.dev.plain_traceback
+        last = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain, pad_event_to=0)]
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+    )

@@ -1,0 +1,141 @@
+"""Brings a changed configuration and changed definitions into force while the daemon runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from pipeline_engine.assembly import LocalEngine, configured_pipelines, profile_origins
+from pipeline_engine.config import Config, LogLevel
+from pipeline_engine.definitions import LoadedDefinition, LoadedDirectory
+from pipeline_engine.documents import SUFFIXES
+from pipeline_engine.errors import InvalidRequestError
+from pipeline_engine.file_watch import FileWatch, Interest
+from pipeline_engine.models import ProviderProfile
+from pipeline_engine.pipelines import RegisteredPipeline
+
+log = logging.getLogger(__name__)
+
+#: What `Config.settings` shows and a reload changes; everything else takes a restart.
+_RELOADED = frozenset({"log_level", "pipelines_dir"})
+
+
+class Reloader:
+    """What the configuration and the definition files say now, as far as they are good.
+
+    A bad file keeps what it said last in force, and the log says why, once.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        local: LocalEngine,
+        load: Callable[[], Config],
+        use_log_level: Callable[[LogLevel], None],
+    ) -> None:
+        self._config = config
+        self._local = local
+        self._load = load
+        self._use_log_level = use_log_level
+        self._definitions: dict[str, LoadedDefinition] = {}
+        self._told: dict[Path, str] = {}
+        self._lock = trio.Lock()
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def reload(self) -> None:
+        """Read the configuration and the definitions again, and use what is good of them."""
+        async with self._lock:
+            try:
+                config = await trio.to_thread.run_sync(self._load, limiter=self._limiter)
+            except InvalidRequestError as exc:
+                log.error("the configuration stays as it was: %s", exc.message)  # noqa: TRY400 - a message for people
+            else:
+                self._take_over(config)
+            await self._use_files()
+
+    async def use_definitions(self) -> None:
+        """Read the definitions and use what is good of them."""
+        async with self._lock:
+            await self._use_files()
+
+    def watched(self) -> dict[Path, Interest]:
+        """The directories to watch, and for which names."""
+        names: dict[Path, set[str]] = {}
+        for file in self._config.files:
+            names.setdefault(file.absolute().parent, set()).add(file.name)
+        folders = {directory.absolute() for directory in self._config.pipelines_dirs}
+
+        def interest_in(directory: Path) -> Interest:
+            exact, is_folder = names.get(directory, set()), directory in folders
+            # `..data` and its like: a mounted volume whose links are switched all at once.
+            return lambda name: (
+                name in exact or name.startswith("..") or (is_folder and Path(name).suffix.lower() in SUFFIXES)
+            )
+
+        return {directory: interest_in(directory) for directory in names.keys() | folders}
+
+    def _take_over(self, config: Config) -> None:
+        before, after = self._config.settings(), config.settings()
+        changed = sorted(key for key in after if after[key] != before[key] and key not in _RELOADED)
+        changed += [name for name in ("api_key", "handlers") if getattr(config, name) != getattr(self._config, name)]
+        if changed:
+            log.warning("changed, but in force only after a restart: %s", ", ".join(changed))
+        if config.log_level is not self._config.log_level:
+            self._use_log_level(config.log_level)
+        for warning in config.warnings:
+            if warning not in self._config.warnings:
+                log.warning("%s", warning)
+        # What needs a restart is told again when it changes again, and not at every reload.
+        self._config = config
+
+    async def _use_files(self) -> None:
+        config, local = self._config, self._local
+
+        def profile(profile_id: str) -> ProviderProfile | None:
+            return config.providers.get(profile_id) or local.registry.get(profile_id)
+
+        # Against the profiles as they will be, and those that clients have put.
+        checker = dataclasses.replace(local.checker, profiles=profile)
+        pipelines, loaded = await trio.to_thread.run_sync(configured_pipelines, config, checker, limiter=self._limiter)
+        kept = self._kept(loaded)
+        self._definitions = {**loaded.definitions, **kept}
+        local.catalog.use_configuration(
+            profiles=config.providers.values(),
+            origins=profile_origins(config),
+            pipelines=[*pipelines, *(RegisteredPipeline(one.definition, str(one.file)) for one in kept.values())],
+        )
+        self._tell(loaded)
+
+    def _kept(self, loaded: LoadedDirectory) -> dict[str, LoadedDefinition]:
+        """The last good definitions of files that are bad now."""
+        return {
+            pipeline_type: one
+            for pipeline_type, one in self._definitions.items()
+            if pipeline_type not in loaded.definitions
+            and not loaded.errors.keys().isdisjoint({one.file, one.file.parent})
+        }
+
+    def _tell(self, loaded: LoadedDirectory) -> None:
+        now = {file: error.message for file, error in loaded.errors.items()}
+        for file, message in now.items():
+            if self._told.get(file) != message:
+                log.error("%s", message)
+        self._told = now
+
+
+async def reload_on_changes(reloader: Reloader, watch: FileWatch) -> None:
+    """Reload whenever a file of the configuration or of the definitions changes."""
+    missing: list[Path] = []
+    while True:
+        failed = watch.watch(reloader.watched())
+        for directory in failed:
+            if directory not in missing:
+                log.warning("%s cannot be watched for changes; send SIGHUP after one", directory)
+        missing = failed
+        await watch.changed()
+        await reloader.reload()

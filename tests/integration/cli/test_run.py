@@ -1,0 +1,282 @@
+"""`pipeline-engine run` as a process: results, progress, exit codes, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "pipeline_engine"]
+GREETING = """
+type: greeting.v1
+steps:
+  - id: count
+    name: Count
+    kind: reduce
+    config: {reduce: template, template: "{{ options.word }} {{ sources | length }}"}
+    export: true
+"""
+TOOLS = """
+[[providers]]
+id = "shell"
+kind = "local_tool"
+[providers.extra]
+command = ["sh", "-c", "{{ options.script }}"]
+grace_s = 0.3
+"""
+SHELL = """
+type: shell.v1
+steps:
+  - {id: t, kind: custom, provider_profile_id: shell, export: true}
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "greeting.yaml").write_text(GREETING, encoding="utf-8")
+    (tmp_path / "shell.yaml").write_text(SHELL, encoding="utf-8")
+    (tmp_path / "tools.toml").write_text(TOOLS, encoding="utf-8")
+    (tmp_path / "in.txt").write_text("hello\n", encoding="utf-8")
+    return tmp_path
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {**os.environ, "XDG_CONFIG_HOME": str(home / "xdg"), "TMPDIR": str(home)}
+
+
+def run(home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "run", *arguments],
+        cwd=home,
+        env=environment(home) | more,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=30,
+        check=False,
+    )
+
+
+def test_the_result_goes_to_stdout_and_progress_to_stderr(home: Path) -> None:
+    done = run(home, "greeting.yaml", "--source", "note:in=in.txt", "--option", "word=hi")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hi 1\n", "Count: success\n")
+    done = run(home, "greeting.yaml", "--option", "word=[1]", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[1] 0\n", "")
+
+
+def test_json_prints_the_job_and_nothing_else(home: Path) -> None:
+    done = run(home, "greeting.yaml", "--source", "note:in=in.txt", "--option", "word=hi", "--json")
+    job = json.loads(done.stdout)["job"]
+    assert job["status"] == "succeeded"
+    assert job["input"]["sources"] == [{"kind": "note", "label": "in", "content": "hello\n"}]
+    assert job["result"]["items"][0]["data"]["text"] == "hi 1"
+
+
+def test_a_dry_run_calls_no_tool(home: Path) -> None:
+    done = run(home, "shell.yaml", "--config", "tools.toml", "--dry-run", "-s", "in.txt", "-o", "script=touch made")
+    assert done.returncode == 0
+    assert "hello" in done.stdout
+    assert not (home / "made").exists()
+
+
+def test_a_failed_job_ends_with_1_and_says_why(home: Path) -> None:
+    done = run(home, "shell.yaml", "--config", "tools.toml", "--option", "script=echo out; echo oops >&2; exit 3")
+    assert done.returncode == 1
+    assert "tool_failed" in done.stderr
+    assert "oops" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.yaml"], "missing.yaml: there is no such file"),
+        (["no.such.type"], "there is no pipeline 'no.such.type'"),
+        (["bad.yaml"], "bad.yaml: line 3: steps[0].kind: 'magic'"),
+        (["greeting.yaml", "--source", "note:x=absent.txt"], "cannot read absent.txt"),
+        (["greeting.yaml", "--option", "word"], "'word' is not NAME=VALUE"),
+        (["greeting.yaml", "--config", "absent.toml"], "absent.toml"),
+        (["--bogus"], "No such option"),
+    ],
+)
+def test_usage_and_bad_files_end_with_2_and_a_message(home: Path, arguments: list[str], words: str) -> None:
+    (home / "bad.yaml").write_text("type: x\nsteps:\n  - {id: a, kind: magic}\n", encoding="utf-8")
+    done = run(home, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_standard_input_is_a_source_and_bytes_survive(home: Path) -> None:
+    (home / "echo.yaml").write_text(
+        "type: e\nsteps: [{id: m, kind: map, config: {map: identity}, export: true}]\n", encoding="utf-8"
+    )
+    text = "a\u2028b\x0bc {{ 7 * 7 }} 日本 \U0001f600\r\nend"
+    done = subprocess.run(
+        [*COMMAND, "run", "echo.yaml", "-s", "log:stdin=-", "-q"],
+        cwd=home,
+        env=environment(home),
+        input=text.encode(),
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stdout == text.encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"LANG": "xx_XX.latin1"}],
+)
+def test_no_locale_changes_what_is_read_or_printed(home: Path, locale: dict[str, str]) -> None:
+    (home / "p.yaml").write_text(
+        "type: p\nsteps: [{id: m, kind: map, config: {map: template, template: 'Café – 日本 🦀'}, export: true}]\n",
+        encoding="utf-8",
+    )
+    done = run(home, "p.yaml", **locale)
+    assert (done.returncode, done.stdout) == (0, "Café – 日本 🦀\n")
+
+
+def test_control_sequences_of_a_tool_do_not_reach_a_terminal(home: Path) -> None:
+    main, secondary = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "run", "shell.yaml", "--config", "tools.toml", "-o", r"script=printf '\033]0;owned\007\033[31mred'"],
+        cwd=home,
+        env=environment(home) | {"TERM": "xterm"},
+        stdout=secondary,
+        stderr=secondary,
+        stdin=secondary,
+    )
+    os.close(secondary)
+    shown = b"".join(read_terminal(main))
+    assert process.wait(30) == 0
+    assert b"red" in shown
+    assert b"\x1b]0;owned" not in shown
+    assert b"\x1b[31mred" not in shown
+
+
+def read_terminal(main: int) -> Iterator[bytes]:
+    with suppress(OSError):
+        while data := os.read(main, 4096):
+            yield data
+    os.close(main)
+
+
+def children_of(marker: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            text = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if marker in text and "pipeline_engine" not in text:
+                found.append(text)
+    return found
+
+
+def wait_until(check: object, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_the_job_and_leaves_nothing(home: Path, which: signal.Signals) -> None:
+    marker = f"3600.{os.getpid()}{int(which)}"
+    script = f"touch {home}/started; (trap '' TERM; sleep {marker}) & sleep {marker}"
+    process = subprocess.Popen(
+        [*COMMAND, "run", "shell.yaml", "--config", "tools.toml", "--json", "-o", f"script={script}"],
+        cwd=home,
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+    wait_until((home / "started").exists)
+    process.send_signal(which)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130, err
+    job = json.loads(out)["job"]
+    assert job["status"] == "cancelled"
+    assert [execution["status"] for execution in job["step_executions"]] == ["cancelled"]
+    assert children_of(marker) == []
+    assert not list(home.glob("pipeline-engine-*"))
+
+
+def test_after_kill_9_a_run_on_the_same_data_goes_on(home: Path) -> None:
+    """What was finished is not done again; the log of the job has no gap."""
+    (home / "many.yaml").write_text(
+        "type: many.v1\nsteps:\n  - {id: f, kind: map, mode: fanout, max_concurrency: 1, provider_profile_id: shell,"
+        " export: true, config: {split: {by: lines}}}\n",
+        encoding="utf-8",
+    )
+    (home / "lines.txt").write_text("".join(f"{n}\n" for n in range(8)), encoding="utf-8")
+    script = f"read x; echo $x >> {home}/ran; [ $x != 4 ] || sleep 1; echo got $x"
+    arguments = [
+        "many.yaml",
+        "--config",
+        "tools.toml",
+        "--data-dir",
+        "data",
+        "-s",
+        "lines.txt",
+        "-o",
+        f"script={script}",
+    ]
+    process = subprocess.Popen(
+        [*COMMAND, "run", *arguments],
+        cwd=home,
+        env=environment(home),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: (home / "ran").exists() and "4" in (home / "ran").read_text(encoding="utf-8"))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+    done = run(home, "greeting.yaml", "--config", "tools.toml", "--data-dir", "data", "-o", "word=x", "-q")
+    assert done.returncode == 0, done.stderr
+    inspect = (
+        "import json, sys; from pathlib import Path\n"
+        "from pipeline_engine.store.sqlite import open_sqlite_store\n"
+        "from pipeline_engine.store.base import JobFilter\n"
+        "store = open_sqlite_store(Path('data/engine.db'))\n"
+        "job = json.loads(store.list_jobs(JobFilter())[-1].job)\n"
+        "events = [json.loads(e.line) for e in store.read_events(job['id'], limit=10000)]\n"
+        "print(json.dumps([job, events]))"
+    )
+
+    def state() -> tuple[dict[str, object], list[dict[str, object]]]:
+        out = subprocess.run([sys.executable, "-c", inspect], cwd=home, capture_output=True, check=True).stdout
+        job, events = json.loads(out)
+        return job, events
+
+    job, events = state()
+    for _ in range(8):  # each run gives the unfinished job as long as its own job takes
+        if job["status"] == "succeeded":
+            break
+        run(home, "shell.yaml", "--config", "tools.toml", "--data-dir", "data", "-o", "script=sleep 2", "-q")
+        job, events = state()
+    assert job["status"] == "succeeded"
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert [event["event"] for event in events].count("job_queued") == 1
+    ran = (home / "ran").read_text(encoding="utf-8").split()
+    assert [ran.count(str(n)) for n in range(4)] == [1, 1, 1, 1]
+    assert ran.count("4") >= 2
+
+
+def test_help_is_quick_to_say_what_there_is(home: Path) -> None:
+    done = subprocess.run([*COMMAND, "--help"], cwd=home, capture_output=True, timeout=30, check=False)
+    assert done.returncode == 0
+    assert b"run" in done.stdout
+    assert b"pipelines" in done.stdout

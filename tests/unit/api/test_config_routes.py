@@ -1,0 +1,128 @@
+"""Profiles, pipelines and settings over the API. Virtual time."""
+
+from __future__ import annotations
+
+import pytest
+from tests.api_setting import body_of, open_api
+from tests.engine_setting import llm
+from trio.testing import MockClock
+
+from pipeline_engine.decoding import decode
+from pipeline_engine.models import PipelineDef
+from pipeline_engine.pipelines import RegisteredPipeline
+
+DEFINITION = {"type": "p.v1", "version": "2", "steps": [llm("a", when="true"), llm("b", depends_on=["a"])]}
+PROFILE = {"id": "mine", "kind": "openai", "base_uri": "http://127.0.0.1:9", "default_model": "m"}
+
+
+async def test_a_pipeline_is_put_shown_used_and_removed(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        target = "/v1/config/pipelines/p.v1"
+        first = await api.ask("PUT", target, DEFINITION)
+        assert (first.status, first.json["type"], first.json["version"]) == (201, "p.v1", "2")
+        assert (await api.ask("PUT", target, DEFINITION)).status == 200
+        shown = (await api.ask("GET", target)).json
+        assert (await api.ask("GET", "/v1/config/pipelines")).json == {"pipelines": [shown]}
+        assert decode(shown, PipelineDef) == decode(DEFINITION, PipelineDef)
+        job = (await api.ask("POST", "/v1/jobs", {"pipeline_type": "p.v1", "mode": "sync"})).json["job"]
+        assert (job["status"], job["pipeline_version"]) == ("succeeded", "2")
+        assert (await api.ask("DELETE", target)).status == 204
+        assert (await api.ask("DELETE", target)).status == 404
+        missing = await api.ask("GET", target)
+        assert (missing.status, missing.error["code"]) == (404, "not_found")
+
+
+async def test_the_address_and_the_definition_name_the_same_type(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        answer = await api.ask("PUT", "/v1/config/pipelines/other.v1", DEFINITION)
+        assert (answer.status, answer.error["details"]["path"]) == (400, "type")
+
+
+async def test_what_a_file_defines_is_changed_in_the_file(autojump_clock: MockClock) -> None:
+    fixed = RegisteredPipeline(decode(DEFINITION, PipelineDef), "/etc/p.yaml")
+    async with open_api(pipelines=[fixed]) as api:
+        for method, body in (("PUT", DEFINITION), ("DELETE", None)):
+            answer = await api.ask(method, "/v1/config/pipelines/p.v1", body)
+            assert (answer.status, "/etc/p.yaml" in answer.error["message"]) == (409, True)
+
+
+async def test_a_definition_is_validated_with_every_problem(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        target = "/v1/config/pipelines/validate"
+        assert (await api.ask("POST", target, DEFINITION)).json == {"valid": True, "errors": []}
+        undecodable = (await api.ask("POST", target, {"type": "p", "steps": [{"id": 5, "kind": "magic"}]})).json
+        assert undecodable["valid"] is False
+        assert [error["path"] for error in undecodable["errors"]] == ["steps[0].id", "steps[0].kind"]
+        wrong = (await api.ask("POST", target, {"type": "p", "steps": [llm("a", depends_on=["ghost"])]})).json
+        assert (wrong["valid"], "ghost" in wrong["errors"][0]["message"]) == (False, True)
+        assert (await api.ask("POST", target, [])).json["valid"] is False
+        assert (await api.ask("POST", target, b"{")).status == 400
+
+
+async def test_a_graph_is_text_of_either_kind(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        await api.ask("PUT", "/v1/config/pipelines/p.v1", DEFINITION)
+        mermaid = await api.ask("GET", "/v1/config/pipelines/p.v1/graph")
+        assert mermaid.body.startswith(b"flowchart TD\n")
+        assert mermaid.headers["content-type"].startswith("text/plain")
+        assert (await api.ask("GET", "/v1/config/pipelines/p.v1/graph?format=dot")).body.startswith(b"digraph")
+        assert (await api.ask("GET", "/v1/config/pipelines/p.v1/graph?format=png")).status == 400
+        assert (await api.ask("GET", "/v1/config/pipelines/none/graph")).status == 404
+
+
+async def test_a_profile_is_shown_without_its_secrets(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        extra = {"headers": {"X-Token": "sk-header"}, "timeout_s": 5}
+        answer = await api.ask("POST", "/v1/config/providers", {**PROFILE, "api_key": "sk-key", "extra": extra})
+        assert answer.json == {
+            "id": "mine",
+            "kind": "openai",
+            "base_uri": "http://127.0.0.1:9",
+            "api_key_set": True,
+            "default_model": "m",
+            "extra": {"headers": {"X-Token": "***"}, "timeout_s": 5.0},
+        }
+        listed = await api.ask("GET", "/v1/config/providers")
+        assert [profile["id"] for profile in listed.json["providers"]] == ["fake", "mine"]
+        assert listed.json["providers"][1] == answer.json
+        assert b"sk-" not in answer.body + listed.body
+
+
+async def test_a_key_does_not_follow_an_address(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        await api.ask("POST", "/v1/config/providers", {**PROFILE, "api_key": "sk-key"})
+        kept = await api.ask("POST", "/v1/config/providers", {**PROFILE, "default_model": "n"})
+        assert kept.json["api_key_set"] is True
+        moved = await api.ask("POST", "/v1/config/providers", {**PROFILE, "base_uri": "http://127.0.0.1:10"})
+        assert moved.json["api_key_set"] is False
+
+
+async def test_tools_and_servers_are_defined_in_files_only(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        tool = {"id": "rce", "kind": "local_tool", "extra": {"command": ["id"]}}
+        server = {**PROFILE, "extra": {"server": {"command": ["id"], "ready": "http://127.0.0.1:9"}}}
+        for body in (tool, server):
+            answer = await api.ask("POST", "/v1/config/providers", body)
+            assert (answer.status, answer.error["code"]) == (403, "forbidden")
+
+
+async def test_a_profile_is_removed(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        await api.ask("POST", "/v1/config/providers", PROFILE)
+        assert (await api.ask("DELETE", "/v1/config/providers/mine")).status == 204
+        assert (await api.ask("DELETE", "/v1/config/providers/mine")).status == 404
+        assert (await api.ask("DELETE", "/v1/config/providers/fake")).status == 409
+        refused = await api.ask("POST", "/v1/jobs", body_of([llm("a", provider_profile_id="mine")]))
+        assert refused.status == 400
+
+
+@pytest.mark.parametrize(("given", "level"), [("debug", "debug"), ("WARN", "warning")])
+async def test_the_log_level_is_changed_and_shown(autojump_clock: MockClock, given: str, level: str) -> None:
+    async with open_api() as api:
+        answer = await api.ask("POST", "/v1/config/engine", {"log_level": given})
+        assert (answer.status, answer.json["log_level"]) == (200, level)
+        assert api.log_levels == [level]
+        assert (await api.ask("POST", "/v1/config/engine", {})).json == answer.json
+        bad = await api.ask("POST", "/v1/config/engine", {"log_level": "loud"})
+        assert (bad.status, bad.error["details"]["path"]) == (400, "log_level")
+        assert api.log_levels == [level]
