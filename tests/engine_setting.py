@@ -20,7 +20,10 @@ from pipeline_engine.models import Job, JobId, JobRequest, ProviderKind, Provide
 from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
 from pipeline_engine.providers.base import Chunk, Completion, ProviderCall
 from pipeline_engine.providers.local_tool import LocalToolProvider
+from pipeline_engine.providers.managed import ModelServers
 from pipeline_engine.providers.registry import ProviderRegistry
+from pipeline_engine.providers.transport import Network
+from pipeline_engine.redaction import Redactor
 from pipeline_engine.steps.context import Services
 from pipeline_engine.steps.handlers import Handlers
 from pipeline_engine.store.access import StoreAccess
@@ -51,7 +54,13 @@ class ScriptedRegistry(ProviderRegistry):
 
     def __init__(self, scripts: Mapping[str, Sequence[Script]] | None = None) -> None:
         profile = ProviderProfile(id="fake", kind=ProviderKind.OPENAI, default_model="plain")
-        super().__init__([profile], local_tool=LocalToolProvider(environment={}), proxies={})
+        super().__init__(
+            [profile],
+            local_tool=LocalToolProvider(environment={}),
+            network=Network(proxies={}),
+            servers=ModelServers(nursery=None, open_server=None),  # type: ignore[arg-type]  # no profile names one
+            redactor=Redactor(),
+        )
         self._scripts = {model: list(answers) for model, answers in (scripts or {}).items()}
         self.calls: list[ProviderCall] = []
         self.under_way = 0

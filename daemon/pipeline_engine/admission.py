@@ -103,7 +103,7 @@ class Admission:
             dry_run=dry_run,
             labels=dict(labels or {}),
             priority=priority,
-            limits=limits or definition.limits,
+            limits=_merged(limits, definition.limits),
             usage=Usage(),
             last_seq=1,
             restarts=0,
@@ -115,3 +115,13 @@ class Admission:
         number = self._last_stamp << 80 | secrets.randbits(80)
         digits = [_DIGITS[number >> shift & 31] for shift in range(125, -1, -5)]
         return JobId("job_" + "".join(digits))
+
+
+def _merged(asked: Limits | None, own: Limits | None) -> Limits | None:
+    """The limits that were asked for; where none was, the pipeline's own stand."""
+    if asked is None or own is None:
+        return asked or own
+    return Limits(
+        max_provider_calls=own.max_provider_calls if asked.max_provider_calls is None else asked.max_provider_calls,
+        max_total_tokens=own.max_total_tokens if asked.max_total_tokens is None else asked.max_total_tokens,
+    )

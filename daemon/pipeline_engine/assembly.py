@@ -19,6 +19,7 @@ from pipeline_engine.engine import Engine, EngineLimits, running
 from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
 from pipeline_engine.providers.local_tool import LocalToolProvider
 from pipeline_engine.providers.registry import ProviderRegistry, open_registry
+from pipeline_engine.redaction import Redactor
 from pipeline_engine.retention import Retention, RetentionRules
 from pipeline_engine.steps.context import Services
 from pipeline_engine.steps.handlers import Handlers
@@ -88,17 +89,24 @@ def profile_origins(config: Config) -> dict[str, str]:
 
 @asynccontextmanager
 async def open_local_engine(
-    config: Config, *, data_dir: Path, environ: Mapping[str, str], grace_s: float = 0
+    config: Config,
+    *,
+    data_dir: Path,
+    environ: Mapping[str, str],
+    grace_s: float = 0,
+    redactor: Redactor | None = None,
 ) -> AsyncIterator[LocalEngine]:
     """An engine on the data directory, which this process holds while the block runs.
 
-    `environ` is what local tools get PATH, HOME and LANG from. Raises DataDirectoryInUseError and StoreError.
+    `environ` is what local tools get PATH, HOME and LANG from; `redactor` hears of all secrets. Raises DataDirectoryInUseError and StoreError.
     """
     with hold_directory(data_dir):
         store = open_sqlite_store(data_dir / "engine.db", durability=config.store.durability.value)
         try:
             artifacts = ArtifactFiles(data_dir / "artifacts")
-            async with open_engine(config, store=store, artifacts=artifacts, environ=environ, grace_s=grace_s) as local:
+            async with open_engine(
+                config, store=store, artifacts=artifacts, environ=environ, grace_s=grace_s, redactor=redactor
+            ) as local:
                 yield local
         finally:
             store.close()
@@ -106,7 +114,13 @@ async def open_local_engine(
 
 @asynccontextmanager
 async def open_engine(
-    config: Config, *, store: Store, artifacts: ArtifactFiles, environ: Mapping[str, str], grace_s: float = 0
+    config: Config,
+    *,
+    store: Store,
+    artifacts: ArtifactFiles,
+    environ: Mapping[str, str],
+    grace_s: float = 0,
+    redactor: Redactor | None = None,
 ) -> AsyncIterator[LocalEngine]:
     """An engine on a store that somebody else closes."""
     workers = trio.CapacityLimiter(WORKER_THREADS)
@@ -114,9 +128,17 @@ async def open_engine(
     handlers = Handlers(config.handlers)
     access = StoreAccess(store, threads=READ_THREADS)
     writer = StoreWriter(store=store)
-    local_tool = LocalToolProvider(environment=environ, limiter=workers)
+    hidden = [config.data_dir, *config.files, *config.private_files]
+    local_tool = LocalToolProvider(environment=environ, hidden=hidden, limiter=workers)
     proxies = {name.removesuffix("_proxy"): value for name, value in config.proxies.items()}
-    async with open_registry(config.providers.values(), local_tool=local_tool, proxies=proxies) as registry:
+    async with open_registry(
+        config.providers.values(),
+        local_tool=local_tool,
+        proxies=proxies,
+        environ=environ,
+        limiter=workers,
+        redactor=redactor,
+    ) as registry:
         checker = DefinitionChecker(templates=templates, profiles=registry.get, handlers=handlers.known)
         pipelines = Pipelines(configured_pipelines(config, checker)[0])
         catalog = Catalog(pipelines=pipelines, registry=registry, checker=checker, access=access, writer=writer)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import msgspec
 import trio
@@ -16,7 +17,7 @@ from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
 from pipeline_engine.providers.addresses import normalise_base_uri, origin_of
 from pipeline_engine.providers.registry import ProviderRegistry
 from pipeline_engine.store.access import StoreAccess
-from pipeline_engine.store.base import PutDefinition, PutProfile, RemoveDefinition, RemoveProfile
+from pipeline_engine.store.base import Operation, PutDefinition, PutProfile, RemoveDefinition, RemoveProfile
 from pipeline_engine.store.writer import StoreWriter
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class Catalog:
         self._writer = writer
         self._from_files: dict[str, str] = {}
         self._put_profiles: set[str] = set()
+        self._configured: dict[str, ProviderProfile] = {}
+        self._changing = trio.Lock()
 
     async def load(self) -> None:
         """Take over what clients have put before; what has become unusable meanwhile is left out, with a warning."""
@@ -78,17 +81,14 @@ class Catalog:
             raise InvalidRequestError(problems)
         self.pipelines.check_changeable(definition.type, must_exist=False)
         is_new = all(known.definition.type != definition.type for known in self.pipelines.all())
-        with trio.CancelScope(shield=True):  # what is stored must be in force, even if the client has left
-            await self._writer.execute(PutDefinition(definition.type, to_stored_json(definition)))
-        self.pipelines.put(definition)
+        operation = PutDefinition(definition.type, to_stored_json(definition))
+        await self._change(operation, partial(self.pipelines.put, definition))
         return is_new
 
     async def remove_pipeline(self, pipeline_type: str) -> None:
         """Raises NotFoundError and ConflictError. Jobs keep the definition they began with."""
         self.pipelines.check_changeable(pipeline_type, must_exist=True)
-        with trio.CancelScope(shield=True):
-            await self._writer.execute(RemoveDefinition(pipeline_type))
-        self.pipelines.remove(pipeline_type)
+        await self._change(RemoveDefinition(pipeline_type), partial(self.pipelines.remove, pipeline_type))
 
     # profiles
 
@@ -113,28 +113,43 @@ class Catalog:
             )
         secrets = _Secrets(api_key=profile.api_key, headers=profile.extra.headers)
         shown = msgspec.structs.replace(profile, api_key=None, extra=msgspec.structs.replace(profile.extra, headers={}))
-        with trio.CancelScope(shield=True):
-            await self._writer.execute(PutProfile(profile.id, to_json(shown), to_stored_json(secrets)))
-        self._put_profiles.add(profile.id)
-        self.registry.put(profile)
+        operation = PutProfile(profile.id, to_json(shown), to_stored_json(secrets))
+        await self._change(operation, partial(self._profile_was_put, profile))
         return profile
 
+    def _profile_was_put(self, profile: ProviderProfile) -> None:
+        self._put_profiles.add(profile.id)
+        self.registry.put(profile)
+
     async def remove_profile(self, profile_id: str) -> None:
-        """Raises NotFoundError, and ConflictError for a file's or a built-in profile."""
+        """What was put over a built-in profile gives way to that. Raises NotFoundError, and ConflictError for a file's
+        or a built-in profile.
+        """
         if self.registry.get(profile_id) is None:
             raise NotFoundError(f"there is no provider profile {profile_id!r}")
         self._check_changeable(profile_id)
         if profile_id not in self._put_profiles:
             raise ConflictError(f"the profile {profile_id!r} is built in and cannot be removed")
-        with trio.CancelScope(shield=True):
-            await self._writer.execute(RemoveProfile(profile_id))
+        await self._change(RemoveProfile(profile_id), partial(self._profile_was_removed, profile_id))
+
+    def _profile_was_removed(self, profile_id: str) -> None:
         self._put_profiles.discard(profile_id)
-        self.registry.remove(profile_id)
+        if profile_id in self._configured:
+            self.registry.put(self._configured[profile_id])
+        else:
+            self.registry.remove(profile_id)
 
     def _check_changeable(self, profile_id: str) -> None:
         place = self._from_files.get(profile_id)
         if place is not None:
             raise ConflictError(f"the profile {profile_id!r} is defined by {place}; change it there")
+
+    async def _change(self, operation: Operation, put_in_force: Callable[[], None]) -> None:
+        """Store a change and put it in force: both, even if the client leaves, and in the same order as others."""
+        with trio.CancelScope(shield=True):
+            async with self._changing:
+                await self._writer.execute(operation)
+                put_in_force()
 
     # the configuration
 
@@ -150,7 +165,7 @@ class Catalog:
         `origins` are the places (`FILE:LINE`) of the profiles that a file defines, by their ids. Jobs that run keep
         what they began with.
         """
-        wanted = {profile.id: profile for profile in profiles}
+        self._configured = wanted = {profile.id: profile for profile in profiles}
         for known in self.registry.profiles():
             if known.id not in wanted and known.id not in self._put_profiles:
                 self.registry.remove(known.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -86,7 +87,7 @@ class Config:
     `providers` are the profiles by id, those built in among them; `pipelines` the demo pipelines; `proxies` has the
     keys http_proxy, https_proxy, all_proxy and no_proxy, as far as they are set. `origins` tells where each setting
     (`http.addr`, `providers.ID`, `handlers.NAME`) comes from: `FILE:LINE`, `environment NAME`, `flag` or `default`.
-    `files` are the configuration files that were read; `warnings` are for the log.
+    `files` are the configuration files that were read, `private_files` what holds keys besides them; `warnings` are for the log.
     """
 
     log_level: LogLevel
@@ -104,6 +105,7 @@ class Config:
     proxies: dict[str, str]
     origins: dict[str, str]
     files: tuple[Path, ...]
+    private_files: tuple[Path, ...]
     warnings: tuple[str, ...]
 
     def settings(self) -> dict[str, object]:
@@ -132,15 +134,18 @@ def parse_log_level(text: str) -> LogLevel:
         raise ValueError(f"{text!r} is not one of {', '.join(LogLevel)}") from None
 
 
-def check_exposure(config: Config) -> None:
-    """Raises InvalidRequestError when other machines could reach the daemon without a key."""
+def check_exposure(config: Config, *, passed: Iterable[Address] = ()) -> None:
+    """Raises InvalidRequestError when other machines could reach the daemon without a key.
+
+    `passed` are the addresses of sockets that the service manager opened.
+    """
     if config.api_key is not None:
         return
     problems = [
         Problem(
             "http.addr", f"{address} can be reached from other machines: set PIPELINE_ENGINE_API_KEY or _API_KEY_FILE"
         )
-        for address in config.addresses
+        for address in (*config.addresses, *passed)
         if isinstance(address, TcpAddress) and not address.is_loopback
     ]
     if problems:

@@ -29,6 +29,7 @@ from pipeline_engine.documents import Document, parse_document
 from pipeline_engine.errors import InvalidRequestError, Problem
 from pipeline_engine.listen_addresses import MAX_SOCKET_PATH, Address, UnixAddress, parse_addresses
 from pipeline_engine.models import FrozenWire, ProviderProfile
+from pipeline_engine.providers.builtin import find_builtin_profile
 from pipeline_engine.providers.targets import BUILT_IN_PROFILES
 
 SYSTEM_FILE = Path("/etc/pipeline-engine/config.toml")
@@ -98,6 +99,7 @@ class _Loader:
     providers: dict[str, ProviderProfile] = field(default_factory=dict)
     handlers: dict[str, str] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
+    private_files: list[Path] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def load(self, config_file: Path | None, overrides: Mapping[str, object]) -> Config:
@@ -105,6 +107,8 @@ class _Loader:
         self._add_files(config_file)
         self._add_environment()
         self._add_overrides(overrides)
+        if "CREDENTIALS_DIRECTORY" in self.environ:
+            self.private_files.append(Path(self.environ["CREDENTIALS_DIRECTORY"]))
         data_dir = self._data_dir()
         log_format = LogFormat.JOURNAL if "JOURNAL_STREAM" in self.environ else LogFormat.CONSOLE
         retention = self._table(RetentionConfig, "store.retention")
@@ -124,13 +128,15 @@ class _Loader:
             proxies=self._proxies(),
             origins=self.origins,
             files=tuple(self.files),
+            private_files=tuple(self.private_files),
             warnings=tuple(self.warnings),
         )
 
     # --- the layers, lowest first
 
     def _add_built_in_profiles(self) -> None:
-        for profile in BUILT_IN_PROFILES:
+        builtin = find_builtin_profile()
+        for profile in (*BUILT_IN_PROFILES, *([] if builtin is None else [builtin])):
             self.providers[profile.id] = profile
             self.origins[f"providers.{profile.id}"] = "default"
 
@@ -231,7 +237,7 @@ class _Loader:
         for index, given in enumerate(layer.providers):
             path = f"providers[{index}]"
             profile, wrong, doubtful = read_profile(
-                given, path=path, locate=lambda text: self._path(text, folder), environ=self.environ
+                given, path=path, locate=lambda text: self._private_path(text, folder), environ=self.environ
             )
             if any(profile.id == other.id for other in profiles):
                 wrong.append(Problem(f"{path}.id", f"the id {profile.id!r} is used twice"))
@@ -276,12 +282,13 @@ class _Loader:
             return Secret(key)
         if "PIPELINE_ENGINE_API_KEY_FILE" in self.environ:
             name = "PIPELINE_ENGINE_API_KEY_FILE"
-            file = self._path(self.environ[name], Path())
+            file = self._private_path(self.environ[name], Path())
         elif "CREDENTIALS_DIRECTORY" in self.environ:
             # systemd sets it for credentials of any kind, so the key need not be among them.
             name = "CREDENTIALS_DIRECTORY"
             file = Path(self.environ[name]) / "api_key"
-            if not file.exists():
+            # A unit without the credential has a blank one, as systemd takes a missing file for an error.
+            if not file.exists() or not file.read_bytes().strip():
                 return None
         else:
             return None
@@ -328,6 +335,12 @@ class _Loader:
         # The XDG specification has relative paths ignored.
         path = Path(self.environ.get(name, ""))
         return path if path.is_absolute() else self._home() / default
+
+    def _private_path(self, text: str, folder: Path) -> Path:
+        """A file with a key in it."""
+        path = self._path(text, folder)
+        self.private_files.append(path)
+        return path
 
     def _path(self, text: str, folder: Path) -> Path:
         return self._home() / text[2:] if text.startswith("~/") else folder / text

@@ -53,6 +53,16 @@ def read_profile(
             base_uri = normalise_base_uri(base_uri)
         except ValueError as exc:
             problems.append(Problem(f"{path}.base_uri", str(exc).removeprefix("base_uri ")))
+    if given.extra.server is not None:
+        place = f"{path}.extra.server"
+        if given.kind is ProviderKind.LOCAL_TOOL:
+            problems.append(Problem(place, "is for model servers; a tool is started anew for each call"))
+        try:
+            normalise_base_uri(given.extra.server.ready)
+        except ValueError as exc:
+            problems.append(Problem(f"{place}.ready", str(exc).removeprefix("base_uri ")))
+        if "://" not in given.extra.server.ready:
+            problems.append(Problem(f"{place}.ready", "must begin with http:// or https://"))
     names = [name for name in ("api_key", "api_key_env", "api_key_file") if getattr(given, name) is not None]
     if len(names) > 1:
         problems.append(Problem(f"{path}.{names[1]}", f"only one of {' and '.join(names)} can be given"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ from pipeline_engine.api.serving import (
     GuardSettings,
     ServeSettings,
     describe_listener,
+    describe_socket,
     host_names,
     open_listeners,
     serve,
@@ -26,13 +28,19 @@ from pipeline_engine.assembly import LocalEngine, open_local_engine
 from pipeline_engine.config import Config
 from pipeline_engine.engine import Engine
 from pipeline_engine.file_watch import open_file_watch
-from pipeline_engine.listen_addresses import TcpAddress
+from pipeline_engine.listen_addresses import Address, TcpAddress
 from pipeline_engine.logs import set_log_level
+from pipeline_engine.redaction import Redactor
 from pipeline_engine.reload import Reloader, reload_on_changes
+from pipeline_engine.store.writer import StoreWriter
+from pipeline_engine.systemd import Notifier, Supervision
 
 log = logging.getLogger(__name__)
 
-LAST_ANSWERS_S = 2.0  # what is under way when all jobs have let go may take so long to reach its client
+COLLECT_EVERY = 20_000  # container objects more than at the last collection
+LAST_ANSWERS_S = 1.5  # what is under way when all jobs have let go may take so long to reach its client
+STOP_RESERVE_S = 15.0  # for what comes after the grace: stopping tools, writing what they left, closing the store
+FEEDS = 3  # of the watchdog, in each of its intervals
 
 
 class _Stopping:
@@ -49,11 +57,17 @@ class _Stopping:
         self.requested.set()
 
 
-async def run_daemon(config: Config, *, load: Callable[[], Config]) -> None:
+async def run_daemon(
+    config: Config, *, load: Callable[[], Config], supervision: Supervision, redactor: Redactor
+) -> None:
     """Serve until SIGTERM or SIGINT; `load` reads the configuration again.
+
+    `redactor` hears of all secrets, so that the log can be kept free of them.
 
     Raises ListenError, DataDirectoryInUseError and StoreError, alone or in groups.
     """
+    notifier = supervision.notifier
+    redactor.add(config.api_key)
     for warning in config.warnings:
         log.warning("%s", warning)
     stopping = _Stopping()
@@ -61,23 +75,47 @@ async def run_daemon(config: Config, *, load: Callable[[], Config]) -> None:
     server_stops, server_stopped = trio.Event(), trio.Event()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         # The addresses come first: a second daemon that is started by mistake must not wait for a store.
-        async with open_listeners(config.addresses) as listeners, trio.open_nursery() as system:
+        async with (
+            open_listeners(_own_addresses(config, supervision), passed=supervision.passed) as listeners,
+            trio.open_nursery() as system,
+        ):
             reloads, reload_wishes = trio.open_memory_channel[None](1)
             system.start_soon(_heed_signals, signals, stopping, reloads)
-            system.start_soon(partial(_serve, api, listeners, stop=server_stops, stopped=server_stopped))
-            async with open_local_engine(config, data_dir=config.data_dir, environ=os.environ) as local:
+            serving = partial(_serve, api, listeners, stop=server_stops, stopped=server_stopped)
+            if not supervision.passed:
+                system.start_soon(serving)
+            async with open_local_engine(
+                config, data_dir=config.data_dir, environ=os.environ, redactor=redactor
+            ) as local:
                 reloader = Reloader(config=config, local=local, load=load, use_log_level=api.set_log_level)
                 await reloader.use_definitions()
-                system.start_soon(_reload_on_request, reloader, reload_wishes)
+                system.start_soon(_reload_on_request, reloader, reload_wishes, notifier)
                 system.start_soon(_watch_files, reloader)
-                _announce(api, local, listeners)
+                _spare_collector()
+                _announce(api, local, listeners, notifier)
+                if supervision.passed:
+                    # Whose call has started the daemon must not be told that it is starting: until now they waited.
+                    system.start_soon(serving)
+                if supervision.watchdog_s is not None:
+                    system.start_soon(_feed_watchdog, notifier, local.writer, supervision.watchdog_s)
                 await stopping.requested.wait()
                 log.info("stopping")
+                notifier.stopping("stopping", within_s=config.limits.shutdown_grace_s + STOP_RESERVE_S)
                 await _drain(local.engine, config.limits.shutdown_grace_s, stopping)
                 # While the store is still open: those who waited for a job are about to read it.
                 server_stops.set()
                 await server_stopped.wait()
             system.cancel_scope.cancel()
+
+
+def _own_addresses(config: Config, supervision: Supervision) -> list[Address]:
+    """What is to be listened on besides the sockets that were passed in: those are there instead of the defaults."""
+    if not supervision.passed:
+        return list(config.addresses)
+    given = [describe_socket(sock) for sock in supervision.passed]
+    if config.origins["http.addr"] == "default":
+        return []
+    return [address for address in config.addresses if address not in given]
 
 
 async def _serve(api: Api, listeners: Sequence[trio.SocketListener], *, stop: trio.Event, stopped: trio.Event) -> None:
@@ -98,11 +136,21 @@ async def _serve(api: Api, listeners: Sequence[trio.SocketListener], *, stop: tr
     stopped.set()
 
 
-def _announce(api: Api, local: LocalEngine, listeners: Sequence[trio.SocketListener]) -> None:
+def _spare_collector() -> None:
+    """Jobs make many objects that reference counts free; looking for cycles among them as often as by default costs
+    every tenth of the daemon's time. What was loaded until now stays, and need not be looked at again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_EVERY, 20, 50)
+
+
+def _announce(api: Api, local: LocalEngine, listeners: Sequence[trio.SocketListener], notifier: Notifier) -> None:
     """From here on the daemon is ready: whoever supervises it is told here."""
     api.local = local
     for listener in listeners:
         log.info("listening on %s", describe_listener(listener))
+    notifier.ready("running")
 
 
 async def _heed_signals(
@@ -116,10 +164,20 @@ async def _heed_signals(
             reloads.send_nowait(None)
 
 
-async def _reload_on_request(reloader: Reloader, requests: trio.MemoryReceiveChannel[None]) -> None:
+async def _reload_on_request(reloader: Reloader, requests: trio.MemoryReceiveChannel[None], notifier: Notifier) -> None:
     async for _ in requests:
+        notifier.reloading()
         await reloader.reload()
+        notifier.ready("running")
         log.info("the configuration and the definitions were read again")
+
+
+async def _feed_watchdog(notifier: Notifier, writer: StoreWriter, interval_s: float) -> None:
+    """Feed it as long as the loop turns and the store answers: a daemon that can do neither is better started anew."""
+    while True:
+        await writer.prove_progress()
+        notifier.keep_alive()
+        await trio.sleep(interval_s / FEEDS)
 
 
 async def _watch_files(reloader: Reloader) -> None:

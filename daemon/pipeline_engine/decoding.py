@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
+import re
+import threading
 import types
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -17,6 +20,12 @@ T = TypeVar("T")
 KEEP_EMPTY = msgspec.Meta(extra={"empty": "kept"})
 
 _FAILED: Any = object()
+
+# msgspec works out at its first use what a struct consists of. Two threads that do so at the same time crash the
+# process (seen with 0.22.0, at a start with many jobs to resume), so it is done by one at a time.
+_building = threading.Lock()
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Secret:
@@ -60,17 +69,38 @@ _STORED = msgspec.json.Encoder(enc_hook=_reveal)
 
 def to_json(value: object) -> bytes:
     """The value as compact JSON, as anybody may see it: secrets are `***`."""
-    return _SHOWN.encode(value)
+    return _encode(_SHOWN, value)
 
 
 def to_stored_json(value: object) -> bytes:
     """The value as compact JSON for the store, which alone holds secrets."""
-    return _STORED.encode(value)
+    return _encode(_STORED, value)
+
+
+def _encode(encoder: msgspec.json.Encoder, value: object) -> bytes:
+    try:
+        return encoder.encode(value)
+    except UnicodeEncodeError:
+        # What programs and plug-ins say may hold halves of surrogate pairs. Such a text must not keep a job from ending.
+        return encoder.encode(_whole_characters(msgspec.to_builtins(value, enc_hook=encoder.enc_hook)))
+
+
+def _whole_characters(value: Any) -> Any:
+    """Plain data, in which each half of a surrogate pair is replaced."""
+    if isinstance(value, str):
+        return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, dict):
+        return {_whole_characters(key): _whole_characters(part) for key, part in value.items()}
+    return [_whole_characters(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def from_stored_json(text: bytes, type_: type[T]) -> T:
     """What to_stored_json (or to_json) made of a value of that type; unknown keys are passed over."""
-    return msgspec.json.decode(text, type=type_, dec_hook=_restore)
+    decoder = _decoders.get(type_)
+    if decoder is None:
+        with _building:
+            decoder = _decoders.setdefault(type_, msgspec.json.Decoder(type_, dec_hook=_restore))
+    return decoder.decode(text)  # type: ignore[no-any-return]  # the key says of which type it is
 
 
 def decode(value: object, type_: type[T], *, path: str = "", source: str | None = None) -> T:
@@ -188,8 +218,12 @@ def _decode_leaf(value: Any, type_: Any, constraints: list[msgspec.Meta], path: 
         hint = "; put it in quotes" if isinstance(value, int | float) else ""
         problems.append(Problem(path, f"expected a text, got {_described(value)}{hint}"))
         return _FAILED
+    if isinstance(value, float) and not math.isfinite(value):
+        problems.append(Problem(path, f"{value} is not a number that JSON knows"))
+        return _FAILED
     try:
-        return msgspec.convert(value, _annotated(type_, constraints))
+        with _building:
+            return msgspec.convert(value, _annotated(type_, constraints))
     except msgspec.ValidationError as exc:
         words = str(exc).replace("`", "").replace("Expected", "expected", 1)
         problems.append(Problem(path, f"{words} (it is {_described(value)})"))

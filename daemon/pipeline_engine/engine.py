@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -87,6 +88,7 @@ class Engine:
         self._draining = False
         self._abandoning = False
         self._kept_bytes = 0
+        self._accepting = 0  # jobs that are being stored
         self.next_end = trio.Event()  # set when the next job ends, and then replaced
         self.stopped = trio.Event()  # set when `run` has let go of every job
         self.finished: Counter[JobStatus] = Counter()  # jobs that ended since the start
@@ -254,7 +256,13 @@ class Engine:
         definition = None
         if request.pipeline is not None or request.pipeline_type is not None:
             definition = self.admission.definition_of(request)
-        return await self._rerun(request.parent_job_id, rerun, definition=definition, idempotency=idempotency)
+        return await self._rerun(
+            request.parent_job_id,
+            rerun,
+            definition=definition,
+            given_inline=request.pipeline is not None,
+            idempotency=idempotency,
+        )
 
     async def _rerun(
         self,
@@ -262,10 +270,11 @@ class Engine:
         request: RerunRequest,
         *,
         definition: PipelineDef | None = None,
+        given_inline: bool = False,
         idempotency: IdempotencyKey | None,
     ) -> Job:
         parent = await self._access.call(read_parent, self._store, parent_id)
-        inline = parent.record.inline
+        inline = parent.record.inline if definition is None else given_inline
         if definition is None and not inline and request.pipeline == "latest":
             definition = self.admission.pipelines.find(parent.job.pipeline_type).definition
         definition = definition or parent.definition
@@ -284,7 +293,7 @@ class Engine:
         job.parent_job_id = parent_id
         job.rerun_from_step = request.from_step_id
         job.reuse_upstream = request.reuse_upstream
-        plan = plan_rerun(parent, definition, request, job_id=job.id)
+        plan = await self._access.call(partial(plan_rerun, parent, definition, request, job_id=job.id))
         return await self._accept(
             job,
             definition,
@@ -301,8 +310,9 @@ class Engine:
         if self.refusal is not None:
             raise self.refusal
         self._check_room(job)
-        if len(self._queue) >= self._limits.max_queued_jobs:
-            raise QueueFullError(f"{len(self._queue)} jobs are waiting (limits.max_queued_jobs); try again later")
+        waiting = len(self._queue) + self._accepting
+        if waiting >= self._limits.max_queued_jobs:
+            raise QueueFullError(f"{waiting} jobs are waiting (limits.max_queued_jobs); try again later")
         shown = msgspec.structs.replace(job, step_executions=list(new_executions(definition.steps).values()))
         new = NewJob(
             pipeline_type=job.pipeline_type,
@@ -313,15 +323,16 @@ class Engine:
             definition=to_stored_json(definition),
         )
         live = LiveJob(summary_of(job), self._events.open(job.id))
-        write = live.log.post(
-            [(EventName.JOB_QUEUED, shown)],
-            new=new,
-            status=JobStatus.QUEUED,
-            job=live.job,
-            idempotency=None if idempotency is None else idempotency.record(),
-            **changes,
-        )
+        self._accepting += 1
         try:
+            write = live.log.post(
+                [(EventName.JOB_QUEUED, shown)],
+                new=new,
+                status=JobStatus.QUEUED,
+                job=live.job,
+                idempotency=None if idempotency is None else idempotency.record(),
+                **changes,
+            )
             # Shielded: a job that is stored must come into the queue even if the client has left meanwhile.
             with trio.CancelScope(shield=True):
                 await write.wait()
@@ -329,7 +340,9 @@ class Engine:
             self._events.retire(job.id)
             live.ended.set()
             raise
-        self._keep_payload(live, definition, job)
+        finally:
+            self._accepting -= 1
+        self._keep_payload(live, definition, job, size=write.size)
         self._enqueue(live)
         return shown
 
@@ -340,10 +353,9 @@ class Engine:
             words = f"the store holds {self._store.used_bytes} of {limit} bytes (limits.max_store_bytes); delete jobs"
             raise StoreFullError(words)
 
-    def _keep_payload(self, live: LiveJob, definition: PipelineDef, job: Job) -> None:
+    def _keep_payload(self, live: LiveJob, definition: PipelineDef, job: Job, *, size: int) -> None:
         """Keep the input of a job that is about to run; many large ones that wait would fill the memory."""
         assert job.input is not None
-        size = input_size(job)
         if self._kept_bytes + size <= KEPT_PAYLOAD_BYTES:
             self._kept_bytes += size
             live.payload, live.payload_bytes = (definition, job.input), size
@@ -354,7 +366,7 @@ class Engine:
         """Cancel a job; the answer is the job once it is over. A job that is over stays as it is."""
         live = self._live.get(job_id)
         if live is not None:
-            if live.stop is None:
+            if live.stop is not Stop.CANCELLED:
                 live.cancel_reason = reason
                 live.request_stop(Stop.CANCELLED)
                 # Stored at once: a crash before the job has ended must not bring it back to life.

@@ -23,8 +23,8 @@ from pipeline_engine.store.base import (
 from pipeline_engine.store.writer import StoreWriter, Write, change_size
 
 TAIL_BYTES = 256 * 1024  # of each live job's last events stay in memory, for followers that keep up
-BATCH_BYTES = 64 * 1024  # a follower gets at most this much at a time, or one event
-PAGE_BYTES = 256 * 1024  # what a follower that lags reads from the store at a time
+BATCH_BYTES = 32 * 1024  # a follower gets at most this much at a time, or one event; one that is stuck holds it
+QUEUED_BYTES = 4 * 1024  # a longer first event, which has the job's input, is not kept: thousands of jobs may wait
 
 
 class EventName:
@@ -123,8 +123,15 @@ class JobLog:
         return write
 
     async def append(self, events: Iterable[Event] = (), **changes: Any) -> None:
-        """Like post, but return when all is committed."""
-        await self.post(events, **changes).wait()
+        """Like post, but return when all is committed. An error means that nothing is, and the seqs are free again."""
+        before = self.last_seq
+        write = self.post(events, **changes)
+        after = self.last_seq
+        try:
+            await write.wait()
+        except Exception:
+            self.last_seq = before if self.last_seq == after else self.last_seq
+            raise
 
     async def wait_for_room(self) -> None:
         """Return when the store's writer is not too far behind: for those who post many events without waiting."""
@@ -136,15 +143,17 @@ class JobLog:
             for record in records:
                 self._tail.append(record.line)
                 self._tail_bytes += len(record.line)
-            if self._tail_bytes > 2 * TAIL_BYTES:
-                self._trim()
+            if self.committed_seq == 1 and self._tail_bytes > QUEUED_BYTES:
+                self._trim(0)
+            elif self._tail_bytes > 2 * TAIL_BYTES:
+                self._trim(TAIL_BYTES)
         self.finished = self.finished or final
         if records or final:
             self._wake_followers()
 
-    def _trim(self) -> None:
+    def _trim(self, keep_bytes: int) -> None:
         drop = 0
-        while self._tail_bytes > TAIL_BYTES:
+        while self._tail_bytes > keep_bytes:
             self._tail_bytes -= len(self._tail[drop])
             drop += 1
         del self._tail[:drop]
@@ -228,7 +237,7 @@ class Follower:
             return []
         lines = self._job_log.tail_after(self.seq, max_bytes)
         if lines is None:
-            events = await self._log.read(self._job_log.job_id, self.seq, max_bytes=max(max_bytes, PAGE_BYTES))
+            events = await self._log.read(self._job_log.job_id, self.seq, max_bytes=max_bytes)
             if not events:  # deleted while it was read
                 self.seq = self._job_log.committed_seq
                 return []
@@ -291,9 +300,13 @@ class EventLog:
         job_log = self._live.get(job_id)
         if job_log is not None and not head.is_final:
             return job_log
+        if job_log is None and not head.is_final:  # it ended while its head was read
+            head = await self._access.call(self._access.store.head, job_id) or head
         if after_seq < head.pruned_seq:
             words = f"events of {job_id} up to {head.pruned_seq} were pruned; begin with after_seq={head.pruned_seq}"
             raise GoneError(words, details={"pruned_seq": head.pruned_seq, "last_seq": head.last_seq})
         job_log = JobLog(job_id, writer=self._writer, last_seq=head.last_seq)
-        job_log.finished = True
+        job_log.finished = head.is_final
+        if not head.is_final:  # nobody runs it
+            job_log.close()
         return job_log

@@ -8,6 +8,7 @@ import itertools
 from pipeline_engine.job_runner import LiveJob
 
 RESUMED_PRIORITY = 1000  # above all that a request may ask for: a resumed job has its place already
+MAX_DEAD = 64  # entries of removed jobs in the heap beside one for each that waits
 
 
 class JobQueue:
@@ -40,3 +41,6 @@ class JobQueue:
 
     def remove(self, live: LiveJob) -> None:
         self._waiting.remove(live)
+        if len(self._heap) > 2 * len(self._waiting) + MAX_DEAD:
+            self._heap = [entry for entry in self._heap if entry[2] in self._waiting]
+            heapq.heapify(self._heap)

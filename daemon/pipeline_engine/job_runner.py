@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -23,7 +26,6 @@ from pipeline_engine.models import (
     PipelineDef,
     ResultItem,
     StepCheckpoint,
-    StepDef,
     StepExecution,
     StepId,
     StepStatus,
@@ -31,6 +33,7 @@ from pipeline_engine.models import (
 )
 from pipeline_engine.scheduler import Scheduler, collect_result, new_executions
 from pipeline_engine.steps.context import ItemKey, JobContext, JobState, Services
+from pipeline_engine.steps.runner import batch_size
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.base import ExecutionRecord, JobRecord, Store
 
@@ -68,8 +71,8 @@ class LiveJob:
     ended: trio.Event = field(default_factory=trio.Event)
 
     def request_stop(self, stop: Stop) -> None:
-        """Stop the job's steps; the first reason stands."""
-        if self.stop is None:
+        """Stop the job's steps. The first reason stands, but a cancellation goes before the end of the daemon."""
+        if self.stop is None or stop is Stop.CANCELLED:
             self.stop = stop
         if self.scope is not None:
             self.scope.cancel()
@@ -105,7 +108,7 @@ class JobRunner:
         if cut and live.stop is Stop.INTERRUPTED:
             await self._let_go(live, context)
         else:
-            await self._end(live, context, *_outcome(live, error, cut=cut))
+            await self._end_somehow(live, context, *_outcome(live, error, cut=cut))
 
     async def _run_steps(self, live: LiveJob, context: JobContext) -> tuple[JobError | None, bool]:
         """The error that failed the job, and whether it was cut short: stopped, or out of time."""
@@ -165,7 +168,7 @@ class JobRunner:
             if execution.reused_from is None and execution.usage is not None:
                 context.usage += execution.usage
                 context.budget.spend_tokens(execution.usage)
-        context.budget.calls = sum(attempts.values())
+        context.budget.calls = _calls_made(definition, attempts)
         return context
 
     def _begin(self, live: LiveJob, context: JobContext) -> None:
@@ -191,25 +194,29 @@ class JobRunner:
             words = f"the daemon was restarted {context.job.restarts} times under this job (limits.max_restarts)"
             return JobError(code=ErrorCode.INTERRUPTED, message=words)
         for step in context.graph.definition.steps:
-            if context.executions[step.id].status is StepStatus.RUNNING and self._must_not_repeat(step):
+            if context.executions[step.id].status is StepStatus.RUNNING and not context.may_repeat(step):
                 begun = {key for key in context.attempts if key[0] == step.id}
                 if begun - context.checkpoints.keys():
                     words = f"step {step.id!r} was interrupted and may not be started again (idempotent: false)"
                     return JobError(code=ErrorCode.INTERRUPTED, message=words, details={"step_id": step.id})
         return None
 
-    def _must_not_repeat(self, step: StepDef) -> bool:
-        if not step.config.idempotent:
-            return True
-        if step.provider_profile_id is None:
-            return False
-        profile = self._services.registry.get(step.provider_profile_id)
-        override = step.provider_override.idempotent if step.provider_override is not None else None
-        if override is None and profile is not None:
-            override = profile.extra.idempotent
-        return override is False
-
     # the end
+
+    async def _end_somehow(
+        self, live: LiveJob, context: JobContext | None, status: JobStatus, error: JobError | None
+    ) -> None:
+        """End the job; if what it made can never be stored, without it. Never takes other jobs along."""
+        try:
+            try:
+                await self._end(live, context, status, error)
+            except Exception as exc:
+                log.exception("the end of job %s cannot be stored", live.job.id)
+                words = f"internal error ({type(exc).__name__}); the daemon's log has more under job {live.job.id}"
+                await self._end(live, None, JobStatus.FAILED, JobError(code=ErrorCode.INTERNAL, message=words))
+        except Exception:
+            log.exception("job %s cannot be ended; it goes on after the next start", live.job.id)
+            live.log.close()
 
     async def _end(self, live: LiveJob, context: JobContext | None, status: JobStatus, error: JobError | None) -> None:
         """Append the last events, as one change. Not even a crash can leave them half written."""
@@ -235,7 +242,10 @@ class JobRunner:
     async def _let_go(self, live: LiveJob, context: JobContext | None) -> None:
         """The daemon stops: the job stays as it is in the store, and goes on after the next start."""
         if context is not None:
-            await live.log.append(state=context.state())
+            state = context.state()
+            if live.stop is Stop.CANCELLED:  # meanwhile
+                state.cancel_reason = live.cancel_reason
+            await live.log.append(state=state)
 
     # reading the store
 
@@ -258,7 +268,7 @@ class JobRunner:
         seq = 0
         while events := self._store.read_events(job_id, after_seq=seq, names=(EventName.ITEM_STARTED,)):
             for event in events:
-                data = msgspec.json.decode(event.line, type=_ItemStartedLine).data
+                data = from_stored_json(event.line, _ItemStartedLine).data
                 attempts[data.step_id, data.shard_key] = data.attempt
             seq = events[-1].seq
         return attempts
@@ -272,8 +282,17 @@ class JobRunner:
         if not saved_at:
             return 0.0
         began = datetime.fromisoformat(saved_at)
-        ended = msgspec.json.decode(last.line, type=_TimedLine).ts
+        ended = from_stored_json(last.line, _TimedLine).ts
         return max(0.0, (ended - began).total_seconds())
+
+
+def _calls_made(definition: PipelineDef, attempts: Mapping[ItemKey, int]) -> int:
+    """How many provider calls stand behind those attempts: handlers need none, and embeddings share them."""
+    begun: Counter[StepId] = Counter()
+    for (step_id, _), count in attempts.items():
+        begun[step_id] += count
+    steps = [step for step in definition.steps if step.provider_profile_id is not None]
+    return sum(math.ceil(begun[step.id] / batch_size(step)) for step in steps)
 
 
 def _outcome(live: LiveJob, error: JobError | None, *, cut: bool) -> tuple[JobStatus, JobError | None]:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 import structlog
 from structlog.typing import Processor
 
 from pipeline_engine.config import LogFormat, LogLevel
+from pipeline_engine.journal import JournalHandler, is_journal, priority
 
 #: They write headers and addresses of requests when they are let; what matters of that our own modules say.
 _QUIET = ("h11", "httpcore", "httpx", "hypercorn", "quart", "quart.app", "asyncio")
 
-_JOURNAL_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
+class RedactingFormatter(logging.Formatter):
+    """What another formatter makes of a record, tracebacks included, without secrets."""
+
+    def __init__(self, inner: logging.Formatter, redact: Callable[[str], str]) -> None:
+        super().__init__()
+        self._inner = inner
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._redact(self._inner.format(record))
 
 
 class JournalFormatter(logging.Formatter):
@@ -22,15 +34,32 @@ class JournalFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = f"{record.name}: {super().format(record)}"
-        priority = next((number for level, number in _JOURNAL_PRIORITIES if record.levelno >= level), 7)
-        return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
+        return "\n".join(f"<{priority(record.levelno)}>{line}" for line in text.split("\n"))
 
 
-def set_up_logging(level: LogLevel, log_format: LogFormat, *, stream: TextIO | None = None) -> None:
-    """Send all records of that level and above to the stream, standard error if none is given."""
+def _as_it_is(text: str) -> str:
+    return text
+
+
+def set_up_logging(
+    level: LogLevel,
+    log_format: LogFormat,
+    *,
+    stream: TextIO | None = None,
+    redact: Callable[[str], str] = _as_it_is,
+    environ: Mapping[str, str] | None = None,
+) -> None:
+    """Send all records of that level and above to the stream, standard error if none is given.
+
+    In the journal's format, and if the stream goes to the journal, they are sent to that itself. `redact` takes the
+    secrets out of what is written.
+    """
     stream = stream or sys.stderr
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(_formatter(log_format, colors=stream.isatty()))
+    handler: logging.Handler = logging.StreamHandler(stream)
+    handler.setFormatter(RedactingFormatter(_formatter(log_format, colors=stream.isatty()), redact))
+    if log_format is LogFormat.JOURNAL and environ is not None and is_journal(stream, environ):
+        handler = JournalHandler(fallback=handler)
+        handler.setFormatter(RedactingFormatter(logging.Formatter("%(message)s"), redact))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)

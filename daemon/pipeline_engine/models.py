@@ -140,6 +140,22 @@ class StepStatus(StrEnum):
         return self not in (StepStatus.PENDING, StepStatus.RUNNING)
 
 
+def _always(value: Any) -> Any:
+    """A default that is written all the same, as clients of the v0.2 API count on the field.
+
+    msgspec leaves out a default that it knows; one that a factory makes, other than an empty list or dict, it writes.
+    """
+    return msgspec.field(default_factory=lambda: value)
+
+
+def _empty_list() -> list[Any]:
+    return []
+
+
+def _empty_dict() -> dict[str, Any]:
+    return {}
+
+
 class Wire(msgspec.Struct, omit_defaults=True):
     """The base of all wire types."""
 
@@ -264,16 +280,16 @@ class Retry(FrozenWire, frozen=True, kw_only=True):
 class StepDef(FrozenWire, frozen=True, kw_only=True):
     id: StepId
     kind: StepKind
-    name: str = ""
-    mode: StepMode = StepMode.SINGLE
-    depends_on: list[StepId] = []
+    name: str = _always("")
+    mode: StepMode = _always(StepMode.SINGLE)
+    depends_on: list[StepId] = msgspec.field(default_factory=_empty_list)
     provider_profile_id: str | None = None
     provider_override: ProviderOverride | None = None
     prompt: Prompt = Prompt()
-    output_type: OutputType = OutputType.TEXT
-    output_format: OutputFormat = OutputFormat.TEXT
+    output_type: OutputType = _always(OutputType.TEXT)
+    output_format: OutputFormat = _always(OutputFormat.TEXT)
     config: StepConfig = StepConfig()
-    export: bool = False
+    export: bool = _always(False)
     export_tag: str | None = None
     when: str | None = None
     run_if_skipped: bool = False
@@ -297,7 +313,7 @@ class Limits(FrozenWire, frozen=True, kw_only=True):
 class PipelineDef(FrozenWire, frozen=True, kw_only=True):
     type: str
     steps: Annotated[list[StepDef], Meta(min_length=1)]
-    version: str = "1"
+    version: str = _always("1")
     description: str | None = None
     timeout_s: PositiveSeconds | None = None
     options_schema: dict[str, Any] | None = None
@@ -310,16 +326,16 @@ class PipelineDef(FrozenWire, frozen=True, kw_only=True):
 class Source(FrozenWire, frozen=True, kw_only=True):
     """A piece of input: a text, or bytes as `content_base64`."""
 
-    kind: str = "raw"
-    label: str = ""
-    content: str = ""
+    kind: str = _always("raw")
+    label: str = _always("")
+    content: str = _always("")
     content_base64: str | None = None
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = msgspec.field(default_factory=_empty_dict)
 
 
 class JobInput(FrozenWire, frozen=True, kw_only=True):
-    sources: list[Source] = []
-    options: dict[str, Any] = {}
+    sources: list[Source] = msgspec.field(default_factory=_empty_list)
+    options: dict[str, Any] = msgspec.field(default_factory=_empty_dict)
 
 
 Priority = Annotated[int, Meta(ge=-100, le=100)]

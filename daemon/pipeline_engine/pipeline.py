@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from functools import cached_property
 
+import regex
+
 from pipeline_engine.errors import Problem
 from pipeline_engine.models import (
     MapOperation,
@@ -195,8 +197,8 @@ def _check_regex(pattern: str | None, where: str) -> Iterator[Problem]:
         yield Problem(where, "is required for by: regex and map: regex")
         return
     try:
-        re.compile(pattern)
-    except re.error as exc:
+        regex.compile(pattern)
+    except regex.error as exc:
         yield Problem(where, f"is not a regular expression: {exc}")
 
 

@@ -54,6 +54,9 @@ class Scheduler:
         self._context = context
         self._graph = context.graph
         self._waiting = {step_id: len(dependencies) for step_id, dependencies in self._graph.dependencies.items()}
+        self._items_before: dict[StepId, list[ResultItem]] = {}
+        for (step_id, _), item in context.checkpoints.items():
+            self._items_before.setdefault(step_id, []).append(item)
 
     async def run(self) -> JobError | None:
         """Run what is not final yet; the answer is the error of the step that failed the job, if one did."""
@@ -124,7 +127,7 @@ class Scheduler:
 
     def _checkpointed(self, step_id: StepId) -> list[ResultItem]:
         # The store gives them by shard, so this is the order of the result.
-        return [item for (owner, _), item in self._context.checkpoints.items() if owner == step_id]
+        return self._items_before.get(step_id, [])
 
     # running
 
@@ -137,6 +140,8 @@ class Scheduler:
                     self._end_step(step.id, StepStatus.SKIPPED)
                     self._advance(steps, self._unblocked(step.id))
                     return
+                # What was stored of a cancellation must not be written over by a step that begins after it.
+                await trio.lowlevel.checkpoint_if_cancelled()
                 self._begin_step(step)
             items = await run_step(self._context, step)
         except StepError as exc:
@@ -164,8 +169,10 @@ class Scheduler:
         execution.status = StepStatus.RUNNING
         execution.started_at = now_rfc3339()
         self._context.step_deadline(step)  # its time counts from now on, restarts included
+        # Items that a rerun takes over are shown here: after this, only a checkpoint would tell of them.
+        taken_over = self._checkpointed(step.id) if step.export else []
         self._context.log.post(
-            [(EventName.STEP_STARTED, execution)],
+            [(EventName.STEP_STARTED, execution), *((EventName.ITEM_COMPLETED, item) for item in taken_over)],
             executions=[self._context.execution_record(step.id)],
             state=self._context.state(),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ class TemplateEngine:
                 "center": self._center,
                 "fromjson": self._fromjson,
                 "tojson": self._tojson,
+                "truncate": self._truncate,
                 "wordcount": self._wordcount,
             },
         )
@@ -83,7 +84,7 @@ class TemplateEngine:
         undeclared: set[str] = set()
         if refused is None:
             try:
-                undeclared = self._undeclared(text, is_expression=is_expression)
+                undeclared = self._undeclared(text, tags, is_expression=is_expression)
             except minijinja.TemplateError as exc:
                 refused = _translated(exc).message
         return Source(
@@ -97,11 +98,14 @@ class TemplateEngine:
             tolerates_undefined=template_source.tolerates_undefined(tags),
         )
 
-    def _undeclared(self, text: str, *, is_expression: bool) -> set[str]:
+    def _undeclared(self, text: str, tags: Sequence[template_source.Tag], *, is_expression: bool) -> set[str]:
         if is_expression:
             self._compile_expression(text)
-            text = "{{ " + text + "\n}}"
-        return self._env.undeclared_variables_in_str(text)
+            text = template_source.without_slices(text, tags)
+            return self._env.undeclared_variables_in_str("{{ " + text + "\n}}")
+        undeclared = self._env.undeclared_variables_in_str(text)
+        whole = template_source.without_slices(text, tags)
+        return undeclared if whole == text else self._env.undeclared_variables_in_str(whole)
 
     def _compile_expression(self, text: str) -> None:
         """The binding compiles expressions only to run them, so it runs out of fuel at once."""
@@ -231,6 +235,23 @@ class TemplateEngine:
         if not isinstance(width, int) or width > MAX_FILTER_OUTPUT:
             raise _FilterError("center", f"the filter center takes a width up to {MAX_FILTER_OUTPUT}")
         return self._text(value, "center").center(width)
+
+    def _truncate(
+        self,
+        value: object,
+        length: object = 255,
+        killwords: object = None,
+        end: object = "...",
+        leeway: object = 5,
+    ) -> str:
+        """Jinja2's truncate: cut at a word's end unless `killwords`; a text that is `leeway` longer stays."""
+        text = self._text(value, "truncate")
+        if not isinstance(length, int) or not isinstance(leeway, int) or not isinstance(end, str):
+            raise _FilterError("truncate", "the filter truncate takes a length, killwords, an end and a leeway")
+        if len(text) <= length + leeway:
+            return text
+        kept = text[: max(0, length - len(end))]
+        return (kept if killwords else kept.rsplit(" ", 1)[0]) + end
 
 
 def _translated(exc: minijinja.TemplateError) -> TemplateError:

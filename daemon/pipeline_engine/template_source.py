@@ -29,6 +29,7 @@ class Token:
     kind: str  # string, name, number or operator
     text: str
     line: int
+    start: int  # its place in the source
 
 
 Tag = list[Token]
@@ -67,7 +68,7 @@ def _tag(source: str, position: int, end: str | None, lines: _LineCounter) -> tu
         position = match.end()
         text = match.group()
         depth += (text == "{") - (text == "}")
-        tag.append(Token(match.lastgroup or "", text, lines.at(match.start())))
+        tag.append(Token(match.lastgroup or "", text, lines.at(match.start()), match.start()))
     return tag, len(source)
 
 
@@ -105,6 +106,37 @@ def _is_operator(token: Token) -> bool:
     if token.kind == "name":
         return token.text in ("not", "and", "or", "in", "is", "if", "else")
     return token.kind == "operator" and token.text not in (",", ":", ")", "]", "}")
+
+
+def without_slices(source: str, tags: Sequence[Tag]) -> str:
+    """The source with each `x[a:b]` as `x[[a,b]]`, which uses the same variables.
+
+    MiniJinja does not look for variables in what is sliced, so its search for undeclared ones needs this form.
+    """
+    parts: list[str] = []
+    position = 0
+    for start, replacement in sorted(_slice_edits(tags)):
+        parts += [source[position:start], replacement]
+        position = start + 1
+    return "".join([*parts, source[position:]])
+
+
+def _slice_edits(tags: Sequence[Tag]) -> Iterator[tuple[int, str]]:
+    for tag in tags:
+        brackets: list[Token] = []
+        slices: set[int] = set()  # where the brackets stand that turned out to be slices
+        for before, token in pairwise([*tag[:1], *tag]):
+            if token.kind != "operator":
+                continue
+            if token.text in "([{":
+                brackets.append(token)
+            elif token.text == ":" and brackets and brackets[-1].text == "[":
+                if brackets[-1].start not in slices:
+                    slices.add(brackets[-1].start)
+                    yield brackets[-1].start, "[["
+                yield token.start, "0," if before.text in "[:" else ","
+            elif token.text in ")]}" and brackets and brackets.pop().start in slices:
+                yield token.start, "0]]" if before.text == ":" else "]]"
 
 
 def tolerates_undefined(tags: Sequence[Tag]) -> bool:

@@ -132,7 +132,11 @@ def test_without_a_command_on_a_terminal_it_helps() -> None:
     leader, follower = pty.openpty()
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline_engine"], stdin=follower, capture_output=True, timeout=PATIENCE, check=False
+            [sys.executable, "-m", "pipeline_engine"],
+            stdin=follower,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
         )
     finally:
         os.close(leader)
@@ -182,6 +186,35 @@ def test_a_bad_configuration_is_told_with_its_place(
     assert daemon.wait() == 2
     assert words in daemon.text
     assert "Traceback" not in daemon.text
+
+
+def test_a_service_manager_is_told_of_a_bad_configuration_with_an_exit_code_of_its_own(daemon: Daemon) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(daemon.home / "notify"))
+        daemon.variables["NOTIFY_SOCKET"] = str(daemon.home / "notify")
+        daemon.config.write_text("[limits\n", encoding="utf-8")
+        daemon.launch("serve")
+        assert daemon.wait() == 78
+        assert manager.recv(4096).startswith(b"STATUS=bad configuration: ")
+    assert "Traceback" not in daemon.text
+
+
+def test_a_service_manager_is_told_how_it_does(daemon: Daemon) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(daemon.home / "notify"))
+        manager.settimeout(PATIENCE)
+        daemon.variables |= {"NOTIFY_SOCKET": str(daemon.home / "notify"), "WATCHDOG_USEC": "300000"}
+        daemon.start("serve")
+        assert manager.recv(4096) == b"READY=1\nSTATUS=running"
+        assert {manager.recv(4096) for _ in range(3)} == {b"WATCHDOG=1"}
+        daemon.send(signal.SIGHUP)
+        told: list[bytes] = []
+        while not told or not told[-1].startswith(b"READY=1"):
+            told.append(manager.recv(4096))
+        assert any(one.startswith(b"RELOADING=1\nMONOTONIC_USEC=") for one in told)
+        assert daemon.stop() == 0
+        while not manager.recv(4096).startswith(b"STOPPING=1"):
+            pass  # the watchdog is fed until the end; recv has its time limit
 
 
 def test_a_unix_socket_is_there_while_it_runs(daemon: Daemon) -> None:
@@ -249,7 +282,9 @@ def test_a_hangup_reads_the_configuration_again(daemon: Daemon) -> None:
 def test_a_bad_definition_is_told_with_its_place_and_hides_no_other(daemon: Daemon) -> None:
     good = "type: good.v1\nsteps: [{id: a, kind: map, config: {map: identity}}]\n"
     (daemon.home / "pipelines" / "good.yaml").write_text(good, encoding="utf-8")
-    (daemon.home / "pipelines" / "bad.yaml").write_text("type: bad.v1\nsteps:\n  - {id: a, kind: x}\n", encoding="utf-8")
+    (daemon.home / "pipelines" / "bad.yaml").write_text(
+        "type: bad.v1\nsteps:\n  - {id: a, kind: x}\n", encoding="utf-8"
+    )
     daemon.start("serve")
     assert "bad.yaml: line 3: steps[0].kind" in daemon.text
     known = daemon.client.get("/v1/config/pipelines").json()["pipelines"]

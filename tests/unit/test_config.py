@@ -21,6 +21,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+SERVER = """[[providers]]
+id = "x"
+kind = "{kind}"
+[providers.extra.server]
+command = ["serve"]
+ready = "{ready}"
+"""
+
+
 def load(home: Path, text: str | None = None, overrides: dict | None = None, /, **environ: str) -> Config:
     file = None
     if text is not None:
@@ -63,7 +72,13 @@ def test_without_anything_the_defaults_hold(home: Path) -> None:
         "store.retention.chunk_age_days": 7.0,
     }
     assert config.api_key is None
-    assert list(config.providers) == ["default-openai", "default-ollama", "default-image", "default-local"]
+    # `builtin` is there where its packages are.
+    assert [profile_id for profile_id in config.providers if profile_id != "builtin"] == [
+        "default-openai",
+        "default-ollama",
+        "default-image",
+        "default-local",
+    ]
     assert (config.pipelines, config.proxies, config.handlers, config.files, config.warnings) == ((), {}, {}, (), ())
     assert set(config.origins.values()) == {"default"}
     assert config.settings().keys() <= config.origins.keys()
@@ -184,6 +199,9 @@ def test_a_file_that_was_named_must_be_there(home: Path) -> None:
         ('[[providers]]\nid = "x"\nkind = "magic"\n', 3, "providers[0].kind: 'magic' is not one of openai"),
         ('[[providers]]\nkind = "openai"\n', 1, "providers[0].id: is required"),
         ('[[providers]]\nid = "x"\nkind = "local_tool"\n', 1, "providers[0].extra.command: is required"),
+        (SERVER.format(kind="openai", ready="127.0.0.1:1/health"), 6, "extra.server.ready: must begin with http://"),
+        (SERVER.format(kind="openai", ready="http://h:port/"), 6, "extra.server.ready: 'http://h:port/' is not"),
+        (SERVER.format(kind="local_tool", ready="http://h/"), 4, "extra.server: is for model servers"),
         ('[[providers]]\nid = "x"\nkind = "openai"\nbase_uri = "ftp://x"\n', 4, "ftp://x"),
         ('[[providers]]\nid = "x"\nkind = "openai"\n[providers.extra]\ntimeout = 1\n', 5, "extra.timeout: unknown key"),
         ('[[providers]]\nid = "x"\nkind = "openai"\n\n[[providers]]\nid = "x"\nkind = "image"\n', 6, "used twice"),

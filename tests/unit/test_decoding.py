@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Annotated, Any
 
 import msgspec
@@ -138,3 +140,35 @@ def test_the_definitions_of_jobs_come_back_from_the_store_as_they_were() -> None
 def test_numbers_of_any_size_stay_exact() -> None:
     big = 123456789012345678901234567890
     assert msgspec.json.decode(to_json({"n": big})) == {"n": big}
+
+
+def test_halves_of_surrogate_pairs_never_reach_the_wire() -> None:
+    value = {"a\udcff": ["\ud800", Secret("s\udfff")], "b": 1}
+    assert to_json(value) == '{"a\ufffd":["\ufffd","***"],"b":1}'.encode()
+    assert to_stored_json(value) == '{"a\ufffd":["\ufffd","s\ufffd"],"b":1}'.encode()
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_numbers_that_json_does_not_know_are_refused(number: float) -> None:
+    with pytest.raises(InvalidRequestError, match="timeout_s"):
+        decode({"pipeline_type": "p", "timeout_s": number}, JobRequest)
+
+
+def test_many_threads_may_decode_types_that_were_never_used_before() -> None:
+    # In a process of its own: what goes wrong here is a segmentation fault, and only the first use can.
+    code = """
+import sys, threading
+from pipeline_engine.decoding import from_stored_json
+from pipeline_engine.models import Job, PipelineDef
+sys.setswitchinterval(1e-6)
+start = threading.Barrier(8)
+def decode(number):
+    start.wait()
+    text = b'{"type":"t","version":"1","steps":[{"id":"a","kind":"llm"}]}'
+    from_stored_json(text, PipelineDef)
+threads = [threading.Thread(target=decode, args=(number,)) for number in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    for _ in range(5):
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

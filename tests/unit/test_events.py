@@ -12,7 +12,7 @@ from pipeline_engine.errors import GoneError, NotFoundError, UnavailableError
 from pipeline_engine.events import TAIL_BYTES, EventLog, JobLog
 from pipeline_engine.models import JobId, JobStatus
 from pipeline_engine.store.access import StoreAccess
-from pipeline_engine.store.base import NewJob, PruneChunks
+from pipeline_engine.store.base import EventRecord, JobChange, JobHead, NewJob, PruneChunks
 from pipeline_engine.store.memory import MemoryStore
 from pipeline_engine.store.writer import StoreWriter
 
@@ -183,3 +183,36 @@ async def test_pruned_events_are_gone(setting: Setting, nursery: trio.Nursery) -
 async def test_an_unknown_job_is_not_found(setting: Setting) -> None:
     with pytest.raises(NotFoundError, match="job_1"):
         await setting.follow()
+
+
+async def test_the_input_of_a_job_that_waits_is_not_kept_in_memory(setting: Setting, nursery: trio.Nursery) -> None:
+    await nursery.start(setting.writer.run)
+    job_log = setting.events.open(JOB)
+    await job_log.append([("job_queued", {"input": "x" * 100_000})], new=NEW, status=JobStatus.QUEUED)
+    assert job_log.tail_after(0, 1 << 20) is None
+    await job_log.append([("stream_finished", {})], status=JobStatus.SUCCEEDED)
+    assert await setting.follow() == [1, 2]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_job_that_ends_while_a_follower_looks_it_up_is_followed_to_its_end(
+    setting: Setting, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await nursery.start(setting.writer.run)
+    job_log = setting.open()
+    real_head = setting.store.head
+    heads = []
+
+    def head_before_the_end(job_id: JobId) -> JobHead | None:
+        heads.append(real_head(job_id))
+        if len(heads) == 1:
+            end = EventRecord(2, "stream_finished", b'{"seq":2}\n')
+            setting.store.write([JobChange(job_id=JOB, events=[end], status=JobStatus.SUCCEEDED)])
+            setting.events.retire(JOB)
+        return heads[-1]
+
+    await wait_all_tasks_blocked()
+    job_log.committed_seq = 0  # as long as its first commit is not told
+    monkeypatch.setattr(setting.store, "head", head_before_the_end)
+    assert await setting.follow() == [1, 2]
+    nursery.cancel_scope.cancel()

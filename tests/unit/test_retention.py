@@ -101,10 +101,13 @@ async def test_artifacts_that_no_job_refers_to_are_collected(autojump_clock: Moc
     import os
 
     files = ArtifactFiles(tmp_path)
-    old, young = files.save(b"old"), files.save(b"young")
-    os.utime(files.path(old), (0, 0))
+    old, young, again = files.save(b"old"), files.save(b"young"), files.save(b"again")
+    for sha256 in (old, again):
+        os.utime(files.path(sha256), (0, 0))
+    assert files.save(b"again") == again  # by a job that has not referred to it yet
     async with open_setting() as setting:
         await finished(setting, 5, 0)
         await retention(setting, tmp_path, max_jobs=1).prune()
         assert not files.path(old).exists()
         assert files.path(young).read_bytes() == b"young"
+        assert files.path(again).read_bytes() == b"again"

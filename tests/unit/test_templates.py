@@ -300,3 +300,43 @@ async def test_small_work_stays_on_the_event_loop_and_large_work_leaves_it(
 async def test_async_errors_are_the_same(templates: Templates, context: dict[str, Any]) -> None:
     with pytest.raises(TemplateError, match="nmae"):
         await templates.render_async("{{ options.nmae }}", context)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ item.text[:3] }}", "abc"),
+        ("{{ item.text[1:3] }}{{ item.text[-2:] }}", "bcef"),
+        ("{{ item.text[::2] }}", "ace"),
+        ("{{ item.text[item.n:] | upper }}", "CDEF"),
+        ("{% for letter in item.text[:2] %}<{{ letter }}>{% endfor %}", "<a><b>"),
+        ("{% set word = item.text %}{{ word[:1] }}{{ [1, 2, 3][1:] }}{{ {'a': 1}['a'] }}", "a[2,3]1"),
+    ],
+)
+def test_what_is_sliced_is_in_scope_like_anything_else(source: str, text: str) -> None:
+    templates = Templates()
+    assert templates.check_template(source, names={"item"}, steps=()) == []
+    assert templates.render(source, {"item": {"text": "abcdef", "n": 2}}) == text
+
+
+def test_an_unknown_name_in_a_slice_is_a_problem() -> None:
+    templates = Templates()
+    for source in ("{{ itme.text[:3] }}", "{{ item[itme:] }}", "{{ (item ~ itme)[:2] }}"):
+        assert "'itme' is not defined here" in str(templates.check_template(source, names={"item"}, steps=()))
+    assert templates.check_expression("itme[:2] == 'x'", names={"item"}, steps=()) != []
+    assert templates.evaluate("item[:2] == 'ab'", {"item": "abc"}) is True
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ x | truncate(9) }}", "foo..."),
+        ("{{ x | truncate(9, True) }}", "foo ba..."),
+        ("{{ x | truncate(length=9, killwords=true, end='…') }}", "foo bar …"),
+        ("{{ x | truncate(11) }}", "foo bar baz qux"),
+        ("{{ x | truncate(11, False, '...', 0) }}", "foo bar..."),
+        ("{{ x | truncate }}", "foo bar baz qux"),
+    ],
+)
+def test_truncate_is_that_of_jinja2(source: str, text: str) -> None:
+    assert Templates().render(source, {"x": "foo bar baz qux"}) == text

@@ -9,7 +9,8 @@ from pipeline_engine.api.calls import TEXT, Answer, Call, Route, json_answer, te
 from pipeline_engine.api.context import Api
 from pipeline_engine.api.wire import Health, ProviderMetrics, Readiness
 from pipeline_engine.assembly import LocalEngine
-from pipeline_engine.models import JobStatus
+from pipeline_engine.models import JobStatus, ProviderKind
+from pipeline_engine.providers.call_stats import Histogram
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -54,6 +55,41 @@ def _metrics(api: Api, local: LocalEngine) -> Iterable[str]:
     ):
         values = {f'kind="{kind}"': count if scale == 1 else count / scale for kind, count in counted[key].items()}
         yield _family(name, "counter", words, values)
+    yield from _call_metrics(local)
+
+
+def _call_metrics(local: LocalEngine) -> Iterable[str]:
+    stats = local.registry.stats
+    retries = {f'kind="{kind}"': stats.retries[kind] for kind in ProviderKind}
+    yield _family("provider_retries_total", "counter", "Further attempts at calls to providers.", retries)
+    tokens = {
+        f'kind="{kind}",direction="{direction}"': counts[kind]
+        for direction, counts in (("prompt", stats.prompt_tokens), ("completion", stats.completion_tokens))
+        for kind in ProviderKind
+    }
+    yield _family("provider_tokens_total", "counter", "Tokens as providers counted them.", tokens)
+    limited = local.registry.limited()
+    running = {f'profile="{_label(profile)}"': running for profile, (running, _) in limited.items()}
+    waiting = {f'profile="{_label(profile)}"': waiting for profile, (_, waiting) in limited.items()}
+    yield _family("provider_running", "gauge", "Calls that run, by profile.", running)
+    yield _family("provider_waiting", "gauge", "Calls that wait for the limits of their profile.", waiting)
+    yield _histogram("provider_first_token_seconds", "From a call to the first piece of its answer.", stats.first_token)
+
+
+def _label(text: str) -> str:
+    """The text as the value of a label."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _histogram(name: str, words: str, by_kind: Mapping[ProviderKind, Histogram]) -> str:
+    full = f"pipeline_engine_{name}"
+    lines = [f"# HELP {full} {words}", f"# TYPE {full} histogram"]
+    for kind, histogram in by_kind.items():
+        for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
+            lines.append(f'{full}_bucket{{kind="{kind}",le="{bound}"}} {count}')
+        lines.append(f'{full}_sum{{kind="{kind}"}} {histogram.total}')
+        lines.append(f'{full}_count{{kind="{kind}"}} {histogram.counts[-1]}')
+    return "\n".join(lines) + "\n"
 
 
 def _family(name: str, type_: str, words: str, values: Mapping[str, float]) -> str:

@@ -10,12 +10,15 @@ from pipeline_engine.models import ProviderProfile
 
 
 def view_of(profile: ProviderProfile) -> ProviderView:
-    """The profile without secrets: whether it has a key, and of its headers the names alone."""
+    """The profile without secrets: whether it has a key, and of its headers and variables the names alone."""
+    extra = msgspec.json.decode(to_json(profile.extra))
+    if "env" in extra:  # of a tool or a model server: often the only way to hand it a key
+        extra["env"] = dict.fromkeys(extra["env"], "***")
     return ProviderView(
         id=profile.id,
         kind=profile.kind,
         base_uri=profile.base_uri,
         api_key_set=profile.api_key is not None,
         default_model=profile.default_model,
-        extra=msgspec.json.decode(to_json(profile.extra)),
+        extra=extra,
     )

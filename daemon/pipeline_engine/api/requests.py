@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import types
 from collections.abc import Iterable
@@ -65,7 +66,7 @@ def read_query(parameters: Iterable[tuple[str, str]], type_: type[T]) -> T:
     given: dict[str, list[str]] = {}
     for name, text in parameters:
         given.setdefault(name, []).append(text)
-    kinds = {field.encode_name: _kind(field.type) for field in msgspec.structs.fields(type_)}
+    kinds = _kinds(type_)
     problems = []
     values: dict[str, Any] = {}
     for name, texts in given.items():
@@ -80,6 +81,11 @@ def read_query(parameters: Iterable[tuple[str, str]], type_: type[T]) -> T:
     if problems or decoded is None:
         raise InvalidRequestError([*problems, *found])
     return decoded
+
+
+@functools.cache  # of the few query types there are; working it out costs more than the rest of a request
+def _kinds(type_: type[msgspec.Struct]) -> dict[str, Any]:
+    return {field.encode_name: _kind(field.type) for field in msgspec.structs.fields(type_)}
 
 
 def _kind(type_: Any) -> Any:

@@ -73,7 +73,9 @@ async def _follow(
                 elif lines is None:
                     return
                 else:
-                    yield chosen.frame(lines)
+                    frame = chosen.frame(lines)
+                    del lines  # of many followers that do not read, each would keep them beside their copy
+                    yield frame
     except UnavailableError:
         return  # the daemon stops: the follower sees that stream_finished is missing, and comes back
     except PipelineEngineError as exc:

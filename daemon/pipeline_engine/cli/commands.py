@@ -15,6 +15,16 @@ from pipeline_engine.errors import PipelineEngineError
 SUBCOMMANDS = {
     "run": ("pipeline_engine.cli.run", "Run one job without a daemon."),
     "serve": ("pipeline_engine.cli.serve", "Run the daemon; also without a command when there is no terminal."),
+    "submit": ("pipeline_engine.cli.submit", "Submit a job to the daemon; with --follow show it to its end."),
+    "follow": ("pipeline_engine.cli.follow", "Follow a job of the daemon to its end."),
+    "jobs": ("pipeline_engine.cli.jobs", "List, show, cancel, rerun and delete jobs; a live view."),
+    "pipelines": ("pipeline_engine.cli.pipelines", "List, show, validate, draw and register pipelines."),
+    "providers": ("pipeline_engine.cli.providers", "List, change and test provider profiles."),
+    "config": ("pipeline_engine.cli.config_show", "Show the settings in force, and where each comes from."),
+    "init": ("pipeline_engine.cli.init", "Write a first pipeline to start from."),
+    "convert": ("pipeline_engine.cli.convert", "Translate the Go templates of version 0.2."),
+    "doctor": ("pipeline_engine.cli.doctor", "Check the installation, the daemon and its model servers."),
+    "systemd": ("pipeline_engine.cli.systemd", "Install or remove the units for systemd."),
 }
 
 EXIT_USAGE = 2

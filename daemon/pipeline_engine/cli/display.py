@@ -103,7 +103,9 @@ class LiveDisplay:
         elif name == EventName.STEP_PROGRESS:
             self._steps.setdefault(data["step_id"], {}).update(items_done=data["done"], items_total=data["total"])
         elif name == EventName.STEP_RETRYING:
-            self._steps[data["step_id"]]["note"] = f"attempt {data['attempt']}: {data['error']['message']}"
+            self._steps.setdefault(data["step_id"], {})["note"] = (
+                f"attempt {data['attempt']}: {data['error']['message']}"
+            )
         elif name.startswith("step_"):
             self._steps[data["step_id"]] = dict(data)
         elif name in (EventName.JOB_QUEUED, EventName.JOB_RESUMED):

@@ -22,7 +22,7 @@ from pipeline_engine.cli.sources import parse_option, parse_source
 from pipeline_engine.config import Config
 from pipeline_engine.config_loader import load_config
 from pipeline_engine.decoding import to_json
-from pipeline_engine.definitions import load_definitions
+from pipeline_engine.definitions import load_definitions, load_directories
 from pipeline_engine.engine import Engine
 from pipeline_engine.errors import InvalidRequestError, PipelineEngineError, Problem
 from pipeline_engine.models import Job, JobId, JobInput, JobRequest, JobStatus, PipelineDef
@@ -86,6 +86,7 @@ def _definition(pipeline: str, config: Config) -> PipelineDef | None:
     if not path.exists():
         if path.suffix in {".yaml", ".yml", ".json", ".toml"} or "/" in pipeline:
             raise InvalidRequestError([Problem("", "there is no such file")], source=pipeline)
+        _warn_of_bad_files(config)
         return None
     loaded = load_definitions(path, checker=file_checker(config))
     if len(loaded) != 1:
@@ -95,6 +96,13 @@ def _definition(pipeline: str, config: Config) -> PipelineDef | None:
         )
         raise InvalidRequestError([Problem("", words)], source=pipeline)
     return loaded[0].definition
+
+
+def _warn_of_bad_files(config: Config) -> None:
+    """A type that nobody knows may be defined by a file that cannot be used."""
+    loaded = load_directories(config.pipelines_dirs, checker=file_checker(config))
+    for error in loaded.errors.values():
+        print(printable(f"pipeline-engine: left out: {error.message}"), file=sys.stderr)
 
 
 def _display(*, quiet: bool) -> Display:

@@ -26,7 +26,8 @@ def parse_source(text: str) -> Source:
     if not separator:
         kind, label = "raw", head
     data = _read(name)
-    label = label or Path(name).name
+    label = _characters(label or Path(name).name)
+    kind = _characters(kind)
     if b"\0" in data:
         return Source(kind=kind or "raw", label=label, content_base64=base64.b64encode(data).decode())
     return Source(kind=kind or "raw", label=label, content=data.decode("utf-8", "replace"))
@@ -47,4 +48,9 @@ def parse_option(text: str) -> tuple[str, Any]:
     try:
         return name, loads_strict(value)
     except JsonTextError:
-        return name, value
+        return _characters(name), _characters(value)
+
+
+def _characters(text: str) -> str:
+    """The argument without the bytes that are not UTF-8, which Python hides in it as halves of surrogate pairs."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

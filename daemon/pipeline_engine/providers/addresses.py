@@ -48,6 +48,13 @@ def origin_of(base_uri: str) -> tuple[str, str, int]:
     return scheme, (parts.hostname or "").lower(), parts.port or _DEFAULT_PORTS.get(scheme, 0)
 
 
+def with_port(address: str, port: int) -> str:
+    """The address with that port instead of its own."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    return parts._replace(netloc=f"[{host}]:{port}" if ":" in host else f"{host}:{port}").geturl()
+
+
 def join_path(base_uri: str, path: str) -> str:
     """The address of a call: `path` behind that of the base, whose query stays (Azure's `api-version`)."""
     base, _, query = base_uri.partition("?")

@@ -6,9 +6,8 @@ import logging
 import math
 import os
 import shutil
-import signal
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,14 @@ from typing import Any
 import trio
 
 from pipeline_engine.errors import ErrorCode, StepError
+from pipeline_engine.models import Sandbox
 from pipeline_engine.providers.base import Chunk, Completion, ProviderCall, Target
-from pipeline_engine.providers.process import ChildProcess, StartError, open_child
+from pipeline_engine.providers.confinement import Confinement, landlock_version
+from pipeline_engine.providers.process import ChildProcess, StartError, base_environment, describe_exit, open_child
 from pipeline_engine.providers.tool_output import Tail, ToolOutput
 
 _log = logging.getLogger(__name__)
 
-#: A tool's own environment, where the daemon's does not say otherwise; nothing else of the daemon's is passed on.
-DEFAULT_ENVIRONMENT = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/",
-    "LANG": "C.UTF-8",
-}
 PIECE_TIME = 0.05  # seconds that output waits for more, so that a chatty tool does not make an event of each line
 STDERR_BYTES = 4 * 1024
 REMOVE_TIMEOUT = 10.0  # seconds for a scratch directory; a tool may have left a large tree in it
@@ -38,7 +33,7 @@ class LocalToolProvider:
 
     The tool works in the profile's `cwd`; without one, in a scratch directory of its own that is removed afterwards.
     `environment` is the daemon's; `scratch_root` is where the scratch directories are made (None: the system's
-    directory for temporary files); `limiter` bounds the threads for slow work with files.
+    directory for temporary files); `hidden` are paths that no tool may read; `limiter` bounds the threads for slow work with files.
     """
 
     def __init__(
@@ -46,10 +41,13 @@ class LocalToolProvider:
         *,
         environment: Mapping[str, str],
         scratch_root: str | None = None,
+        hidden: Sequence[Path] = (),
         limiter: trio.CapacityLimiter | None = None,
     ) -> None:
-        self._environment = {name: environment.get(name) or value for name, value in DEFAULT_ENVIRONMENT.items()}
+        self._environment = base_environment(environment)
         self._scratch_root = scratch_root
+        self._hidden = [str(path) for path in hidden]
+        self._told = False
         self._limiter = limiter
 
     @asynccontextmanager
@@ -72,6 +70,7 @@ class LocalToolProvider:
                     on_stderr=stderr.append,
                     grace=target.grace_s,
                     limiter=self._limiter,
+                    confinement=self._confinement(target, cwd),
                 ) as child,
                 aclosing(_answer(child, target, stderr, deadline)) as answer,
             ):
@@ -79,6 +78,16 @@ class LocalToolProvider:
         except StartError as exc:
             message = f"tool {target.profile_id} could not be started: {exc}"
             raise StepError(ErrorCode.TOOL_FAILED, message) from exc
+
+    def _confinement(self, target: Target, cwd: str) -> Confinement:
+        restrict_files = target.sandbox is not False
+        if restrict_files and not self._told and landlock_version() == 0:
+            self._told = True
+            _log.warning("this kernel has no Landlock: tools can read and write whatever the daemon's user can")
+        writable = [] if target.cwd is not None else [cwd]  # a scratch directory is the tool's own
+        if isinstance(target.sandbox, Sandbox):
+            writable += target.sandbox.writable
+        return Confinement(writable=writable, hidden=self._hidden, restrict_files=restrict_files)
 
     @asynccontextmanager
     async def _open_directory(self, target: Target) -> AsyncIterator[str]:
@@ -171,7 +180,7 @@ async def _answer(
     if exit_code is None:
         message = f"tool {target.profile_id} did not end within its timeout_s, {target.timeout_s:g} s"
         raise StepError(ErrorCode.TIMEOUT, message, details=details)
-    message = f"tool {target.profile_id} {_describe_exit(exit_code)}"
+    message = f"tool {target.profile_id} {describe_exit(exit_code)}"
     raise StepError(ErrorCode.TOOL_FAILED, message, details={"exit_code": exit_code, **details})
 
 
@@ -182,16 +191,6 @@ def _stderr_warnings(stderr: Tail) -> list[dict[str, Any]]:
     return [
         {"code": "stderr_truncated", "message": message, "total_bytes": stderr.total, "kept_bytes": stderr.limit},
     ]
-
-
-def _describe_exit(exit_code: int) -> str:
-    if exit_code > 0:
-        return f"exited with code {exit_code}"
-    try:
-        name = signal.Signals(-exit_code).name
-    except ValueError:  # the real-time signals have no names
-        name = f"signal {-exit_code}"
-    return f"was killed by {name}"
 
 
 def _as_utf8(text: str) -> str:

@@ -13,7 +13,16 @@ from pathlib import Path
 
 import trio
 
+from pipeline_engine.providers.confinement import ConfinedProcess, Confinement, ConfinementError, start_confined
+
 _log = logging.getLogger(__name__)
+
+#: A child's own environment, where the daemon's does not say otherwise; nothing else of the daemon's is passed on.
+DEFAULT_ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/",
+    "LANG": "C.UTF-8",
+}
 
 READ_BYTES = 64 * 1024  # what a pipe of Linux holds, so one read empties it
 
@@ -38,7 +47,7 @@ class StartError(Exception):
 class ChildProcess:
     """A running child; see open_child."""
 
-    def __init__(self, process: trio.Process, limiter: trio.CapacityLimiter | None) -> None:
+    def __init__(self, process: trio.Process | ConfinedProcess, limiter: trio.CapacityLimiter | None) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -175,37 +184,45 @@ async def open_child(
     *,
     env: Mapping[str, str],
     cwd: str,
-    stdin: bytes,
+    stdin: bytes | None,
     on_stderr: Callable[[bytes], object],
     grace: float,
     limiter: trio.CapacityLimiter | None = None,
+    confinement: Confinement | None = None,
 ) -> AsyncIterator[ChildProcess]:
-    """Start `command` without a shell, with exactly the environment `env`, and pass `stdin` to it.
+    """Start `command` without a shell, with exactly the environment `env`, and pass `stdin` to it; with None its
+    standard input stays open and silent for as long as this process lives.
 
     On leaving, its whole process group is ended (see ChildProcess.end; `grace` is in seconds), whatever the reason.
     `on_stderr` gets what it writes to its standard error. `limiter` bounds the threads that look through /proc.
-    Raises StartError.
+    With a `confinement` it dies with this process, gains no privileges, and keeps to those files. Raises StartError.
     """
-    # trio starts children in a worker thread. A parent-death signal would be tied to that thread, which ends when idle.
+    process: trio.Process | ConfinedProcess
     try:
-        process = await trio.lowlevel.open_process(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=env,
-            cwd=cwd,
-            start_new_session=True,
-        )
+        if confinement is not None:
+            process = start_confined(command, confinement, env=env, cwd=cwd)
+        else:
+            process = await trio.lowlevel.open_process(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=env,
+                cwd=cwd,
+                start_new_session=True,
+            )
     except (OSError, ValueError) as exc:
         raise StartError(_explain(command[0], cwd, exc)) from exc
     child = ChildProcess(process, limiter)
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as child_nursery:
-            child_nursery.start_soon(child.feed, stdin)
+            if stdin is not None:
+                child_nursery.start_soon(child.feed, stdin)
             child_nursery.start_soon(child.watch, on_stderr)
             try:
+                if isinstance(process, ConfinedProcess):
+                    await _wait_until_started(process, command[0], cwd)
                 yield child
             except Exception as exc:  # noqa: BLE001 - carried round the nursery, which would wrap it in a group
                 failure = exc
@@ -214,6 +231,31 @@ async def open_child(
         await child.end(grace)
     if failure is not None:
         raise failure
+
+
+async def _wait_until_started(process: ConfinedProcess, command: str, cwd: str) -> None:
+    try:
+        await process.started()
+    except ConfinementError as exc:
+        raise StartError(f"it cannot be confined: {exc}") from exc
+    except (OSError, ValueError) as exc:
+        raise StartError(_explain(command, cwd, exc)) from exc
+
+
+def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What every child gets of the daemon's environment."""
+    return {name: environ.get(name) or value for name, value in DEFAULT_ENVIRONMENT.items()}
+
+
+def describe_exit(exit_code: int) -> str:
+    """How a child ended, in words that follow its name."""
+    if exit_code > 0:
+        return f"exited with code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:  # the real-time signals have no names
+        name = f"signal {-exit_code}"
+    return f"was killed by {name}"
 
 
 def only_zombies(group: int) -> bool:

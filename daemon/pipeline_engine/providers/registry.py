@@ -6,20 +6,28 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import trio
 
 from pipeline_engine.errors import ErrorCode, ProviderError, StepError
 from pipeline_engine.models import ProviderKind, ProviderOverride, ProviderProfile
+from pipeline_engine.providers.addresses import origin_of, with_port
 from pipeline_engine.providers.base import Chunk, Completion, Operation, Provider, ProviderCall, Target
+from pipeline_engine.providers.call_stats import CallStats
+from pipeline_engine.providers.failures import redact
 from pipeline_engine.providers.image import ImageProvider
 from pipeline_engine.providers.limits import LimitSettings, Permit, ProviderLimiter
+from pipeline_engine.providers.managed import ModelServer, ModelServers, open_model_servers
+from pipeline_engine.providers.model_lists import fetch_models
 from pipeline_engine.providers.ollama import OllamaProvider
 from pipeline_engine.providers.openai import OpenAiProvider
+from pipeline_engine.providers.server_process import open_server_process, server_settings
 from pipeline_engine.providers.targets import resolve
 from pipeline_engine.providers.transport import HttpClient, Network
 from pipeline_engine.providers.watch import Batch, open_watched
+from pipeline_engine.redaction import Redactor
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +50,7 @@ class _Entry:
     profile: ProviderProfile
     client: HttpClient
     providers: Mapping[Operation, Provider]
+    server: ModelServer | None = None
     calls: int = 0
     replaced: bool = False
 
@@ -61,12 +70,21 @@ class ProviderRegistry:
     """Profiles by id; runs their calls under their limits and timeouts. Use `open_registry`."""
 
     def __init__(
-        self, profiles: Iterable[ProviderProfile], *, local_tool: Provider, proxies: Mapping[str, str]
+        self,
+        profiles: Iterable[ProviderProfile],
+        *,
+        local_tool: Provider,
+        network: Network,
+        servers: ModelServers,
+        redactor: Redactor,
     ) -> None:
         self._local_tool = local_tool
-        self._network = Network(proxies=proxies)
+        self._network = network
+        self._servers = servers
+        self._redactor = redactor
         self._entries: dict[str, _Entry] = {}
         self._limiters: dict[str, _Limiters] = {}
+        self.stats = CallStats()
         self._metrics: dict[str, Counter[ProviderKind]] = {name: Counter() for name in _METRICS}
         for profile in profiles:
             self.put(profile)
@@ -81,9 +99,13 @@ class ProviderRegistry:
 
     def put(self, profile: ProviderProfile) -> None:
         """Add or replace a profile: new calls see it, calls under way finish with what they began with."""
-        self._retire(profile.id)
+        self._redactor.add_profile(profile)
         client = HttpClient(network=self._network)
-        self._entries[profile.id] = _Entry(profile, client, self._providers(profile.kind, client))
+        settings = server_settings(profile)
+        # Before the old profile lets go of its server: if both have the same one, it goes on.
+        server = None if settings is None else self._servers.acquire(settings)
+        self._retire(profile.id)
+        self._entries[profile.id] = _Entry(profile, client, self._providers(profile.kind, client), server)
 
     def remove(self, profile_id: str) -> None:
         self._retire(profile_id)
@@ -91,11 +113,27 @@ class ProviderRegistry:
 
     def resolve(self, profile_id: str, override: ProviderOverride | None = None) -> Target:
         """Where a call of this profile goes. Raises ProviderError if there is no such profile."""
-        return resolve(self._entry(profile_id).profile, override)
+        target = resolve(self._entry(profile_id).profile, override)
+        self._redactor.add(*target.headers.values())
+        return target
 
     def metrics(self) -> dict[str, dict[str, int]]:
         """Name → kind → count since the start; latency is in milliseconds, and every kind is there."""
         return {name: {kind.value: counts[kind] for kind in ProviderKind} for name, counts in self._metrics.items()}
+
+    def count_retry(self, profile_id: str) -> None:
+        if (profile := self.get(profile_id)) is not None:
+            self.stats.retries[profile.kind] += 1
+
+    def limited(self) -> dict[str, tuple[int, int]]:
+        """Of each profile that was used: how many calls run, and how many wait for its limits."""
+        return {
+            profile_id: (
+                sum(limiter.in_flight for limiter in limiters.by_settings.values()),
+                sum(limiter.waiting for limiter in limiters.by_settings.values()),
+            )
+            for profile_id, limiters in sorted(self._limiters.items())
+        }
 
     @asynccontextmanager
     async def stream(
@@ -116,10 +154,15 @@ class ProviderRegistry:
         try:
             async with (
                 limiter.permit(job_id=job_id, tokens=_estimated_tokens(call)) as permit,
+                self._server_up(target, entry) as reached,
                 self._counted(target.kind, permit) as note,
-                open_watched(provider, call, note=note) as batches,
+                open_watched(provider, replace(call, target=reached), note=note) as batches,
             ):
                 yield batches
+        except StepError as exc:
+            # Servers and tools like to repeat what they were given.
+            self._redactor.redact_error(exc)
+            raise
         finally:
             entry.calls -= 1
             self._close_if_unused(entry)
@@ -129,14 +172,21 @@ class ProviderRegistry:
         """Counts a call and how it ends, for the metrics and for the limits; gives what takes note of a batch."""
         chunks = self._metrics["provider_chunk_count"]
 
+        is_first = True
+
         def note(batch: Batch) -> None:
+            nonlocal is_first
             for part in batch:
                 if isinstance(part, Chunk):
                     chunks[kind] += 1
+                    if is_first:
+                        is_first = False
+                        self.stats.first_token[kind].add(trio.current_time() - began)
                     continue
                 permit.succeeded = True
                 if part.usage is not None:
                     permit.tokens_used = part.usage.prompt_tokens + part.usage.completion_tokens
+                    self.stats.add_usage(kind, part.usage)
 
         began = trio.current_time()
         self._metrics["provider_call_count"][kind] += 1
@@ -148,6 +198,39 @@ class ProviderRegistry:
             raise
         finally:
             self._metrics["provider_call_latency"][kind] += round((trio.current_time() - began) * 1000)
+
+    async def list_models(self, profile_id: str) -> list[str]:
+        """The models that the profile's server offers. Raises ProviderError."""
+        entry = self._entry(profile_id)
+        entry.calls += 1
+        try:
+            async with self._server_up(resolve(entry.profile), entry) as target:
+                return await fetch_models(entry.client, target)
+        except StepError as exc:
+            self._redactor.redact_error(exc)
+            raise
+        finally:
+            entry.calls -= 1
+            self._close_if_unused(entry)
+
+    @asynccontextmanager
+    async def _server_up(self, target: Target, entry: _Entry) -> AsyncIterator[Target]:
+        """While in the block, the profile's own server is up if the target is of it; gives the target with its port."""
+        # The profile may have been replaced while the call waited for the limits, and its old server may be gone.
+        entry = self._entries.get(target.profile_id, entry)
+        server = entry.server
+        # A step may send its calls to another origin.
+        if server is None or origin_of(target.base_uri) != origin_of(resolve(entry.profile).base_uri):
+            yield target
+            return
+        try:
+            async with server.in_use() as port:
+                yield target if port is None else replace(target, base_uri=with_port(target.base_uri, port))
+        except ProviderError as exc:
+            if "stderr" in exc.details:  # some servers print the key that they are given
+                exc.message = redact(exc.message, target)
+                exc.details["stderr"] = redact(exc.details["stderr"], target)
+            raise
 
     async def aclose(self) -> None:
         """Close all connections; no call may be under way."""
@@ -165,6 +248,8 @@ class ProviderRegistry:
         if entry is not None:
             entry.replaced = True
             self._close_if_unused(entry)
+            if entry.server is not None:
+                self._servers.release(entry.server)
 
     def _close_if_unused(self, entry: _Entry) -> None:
         if entry.replaced and not entry.calls:
@@ -185,20 +270,33 @@ class ProviderRegistry:
 
 @asynccontextmanager
 async def open_registry(
-    profiles: Iterable[ProviderProfile], *, local_tool: Provider, proxies: Mapping[str, str] | None = None
+    profiles: Iterable[ProviderProfile],
+    *,
+    local_tool: Provider,
+    proxies: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    limiter: trio.CapacityLimiter | None = None,
+    redactor: Redactor | None = None,
 ) -> AsyncIterator[ProviderRegistry]:
-    """A registry whose connections are closed at the end.
+    """A registry whose connections are closed at the end, and whose model servers are stopped.
 
     `local_tool` runs the tools; `proxies` has the keys `http`, `https`, `all` and `no`, as the environment has them.
+    `environ` is what model servers get PATH, HOME and LANG from; `limiter` bounds the threads that look after them.
+    `redactor` hears of all secrets, and takes them out of errors.
     """
-    registry = ProviderRegistry(profiles, local_tool=local_tool, proxies=proxies or {})
-    try:
-        yield registry
-    finally:
-        with trio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
-            await registry.aclose()
-        if scope.cancelled_caught:
-            _log.warning("some provider connections were not closed within %s s", CLOSE_TIMEOUT)
+    network = Network(proxies=proxies or {})
+    open_server = partial(open_server_process, network=network, environ=environ or {}, limiter=limiter)
+    async with open_model_servers(open_server) as servers:
+        registry = ProviderRegistry(
+            profiles, local_tool=local_tool, network=network, servers=servers, redactor=redactor or Redactor()
+        )
+        try:
+            yield registry
+        finally:
+            with trio.move_on_after(CLOSE_TIMEOUT, shield=True) as scope:
+                await registry.aclose()
+            if scope.cancelled_caught:
+                _log.warning("some provider connections were not closed within %s s", CLOSE_TIMEOUT)
 
 
 def _estimated_tokens(call: ProviderCall) -> int:

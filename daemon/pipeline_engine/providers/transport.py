@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
 
+import h11
 import httpx
 
 from pipeline_engine.errors import ErrorCode, ProviderError
-from pipeline_engine.providers.connection import FORBIDDEN_CHARACTER, Connection, Origin, open_connection
+from pipeline_engine.providers.connection import FORBIDDEN_CHARACTER, Connection, Headers, Origin, open_connection
 from pipeline_engine.providers.proxies import proxy_for
 
 MAX_IDLE_CONNECTIONS = 64  # for each origin; a burst's others are closed when it is over
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+Request = tuple[bytes, bytes, Headers, bytes]  # method, target, headers, body
 
 
 class Network:
@@ -60,7 +65,7 @@ class Network:
             await transport.aclose()
 
 
-class DirectTransport(httpx.AsyncBaseTransport):
+class DirectTransport:
     """Connections of ours: a last-in-first-out free list for each origin.
 
     Nothing waits here, so a cancelled request can leave nothing behind but a closed connection. (httpx's own pool
@@ -81,19 +86,39 @@ class DirectTransport(httpx.AsyncBaseTransport):
     def idle(self) -> int:
         return sum(len(connections) for connections in self._idle.values())
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        origin = _origin(request.url)
+    @asynccontextmanager
+    async def send(
+        self, method: str, url: httpx.URL, *, headers: Mapping[str, str], content: bytes, connect_timeout_s: float
+    ) -> AsyncIterator[RawAnswer]:
+        """Start a request; at the end its connection goes back to the free list, or is closed."""
+        sent = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+        names = {name for name, _ in sent}
+        if b"host" not in names:
+            sent.insert(0, (b"host", url.netloc))
+        if content and b"content-length" not in names:
+            sent.append((b"content-length", b"%d" % len(content)))
+        request = (method.encode("ascii"), url.raw_path, sent, content)
+        connection, head = await self._exchange(_origin(url), request, connect_timeout_s)
+        try:
+            answer_headers = {name.decode("ascii").lower(): value.decode("latin-1") for name, value in head.headers}
+            yield RawAnswer(head.status_code, answer_headers, connection.receive_body)
+        finally:
+            # No checkpoint: this runs while a cancelled request unwinds, and has nothing to wait for.
+            self.release(connection)
+
+    async def _exchange(
+        self, origin: Origin, request: Request, connect_timeout_s: float
+    ) -> tuple[Connection, h11.Response]:
         reused = self._take_idle(origin)
         if reused is not None:
             try:
-                return await self._exchange(reused, request)
+                return reused, await self._request(reused, request)
             except ProviderError as exc:
                 # The server closed the idle connection while our request was on its way.
                 if reused.answered or exc.code is not ErrorCode.PROVIDER_UNREACHABLE:
                     raise
-        timeout_s: float | None = request.extensions.get("timeout", {}).get("connect")
-        fresh = await open_connection(origin, tls_context=self._network.tls_context, timeout_s=timeout_s)
-        return await self._exchange(fresh, request)
+        fresh = await open_connection(origin, tls_context=self._network.tls_context, timeout_s=connect_timeout_s)
+        return fresh, await self._request(fresh, request)
 
     def close(self) -> None:
         """Close all connections, those that carry a request too."""
@@ -103,16 +128,13 @@ class DirectTransport(httpx.AsyncBaseTransport):
         for connection in connections:
             connection.close()
 
-    async def _exchange(self, connection: Connection, request: httpx.Request) -> httpx.Response:
+    async def _request(self, connection: Connection, request: Request) -> h11.Response:
         self._busy.add(connection)
         try:
-            head = await connection.request(
-                request.method.encode(), request.url.raw_path, request.headers.raw, request.content
-            )
+            return await connection.request(*request)
         except BaseException:
             self.release(connection)
             raise
-        return httpx.Response(head.status_code, headers=list(head.headers), stream=_Body(self, connection))
 
     def _take_idle(self, origin: Origin) -> Connection | None:
         idle = self._idle.get(origin, deque())
@@ -137,42 +159,16 @@ class DirectTransport(httpx.AsyncBaseTransport):
             idle.popleft().close()
 
 
-class _Body(httpx.AsyncByteStream):
-    """The body of an answer, in pieces as they arrive; closing it gives the connection back."""
-
-    def __init__(self, transport: DirectTransport, connection: Connection) -> None:
-        self._transport = transport
-        self._connection = connection
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if piece := await self._connection.receive_body():
-            return piece
-        raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        # No checkpoint: this runs while a cancelled request unwinds, and has nothing to wait for.
-        self._transport.release(self._connection)
-
-
+@dataclass(frozen=True, slots=True)
 class RawAnswer:
-    """An answer whose body has not been read yet; header names are in lower case."""
+    """An answer whose body has not been read yet; header names are in lower case.
 
-    def __init__(self, response: httpx.Response, url: str) -> None:
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        self.status = response.status_code
-        self.headers: Mapping[str, str] = response.headers
-        self._pieces = aiter(response.stream)
-        self._url = url
+    `receive` gives the next piece of the body, as it arrived; empty at its end.
+    """
 
-    async def receive(self) -> bytes:
-        """The next piece of the body, as it arrived; empty at its end."""
-        try:
-            return await anext(self._pieces, b"")
-        except httpx.HTTPError as exc:
-            raise _mapped(exc, self._url) from exc
+    status: int
+    headers: Mapping[str, str]
+    receive: Callable[[], Awaitable[bytes]]
 
 
 class HttpClient:
@@ -190,22 +186,64 @@ class HttpClient:
         self, method: str, url: str, *, headers: Mapping[str, str], content: bytes, connect_timeout_s: float
     ) -> AsyncIterator[RawAnswer]:
         """Start a request; leaving early closes its connection. The only timeout is the one for connecting."""
-        # The transport is called without httpx's client around it: that would wrap each piece of the body in three
-        # more generators, and there is nothing else here for it to do.
-        extensions = {"timeout": httpx.Timeout(None, connect=connect_timeout_s).as_dict()}
         try:
-            request = httpx.Request(method, url, headers=dict(headers), content=content, extensions=extensions)
-            transport = self._network.proxied(request.url) or self.direct
-            response = await transport.handle_async_request(request)
-        except UnicodeEncodeError:
-            raise ProviderError(ErrorCode.PROVIDER_ERROR, FORBIDDEN_CHARACTER) from None
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            address = _parsed(url)
+        except httpx.InvalidURL as exc:
             raise _mapped(exc, url) from exc
-        async with aclosing(response):
-            yield RawAnswer(response, url)
+        proxied = self._network.proxied(address)
+        if proxied is None:
+            sending = self.direct.send(
+                method, address, headers=headers, content=content, connect_timeout_s=connect_timeout_s
+            )
+        else:
+            sending = _send_through(
+                proxied, method, address, headers=headers, content=content, connect_timeout_s=connect_timeout_s
+            )
+        async with AsyncExitStack() as stack:
+            try:
+                answer = await stack.enter_async_context(sending)
+            except UnicodeEncodeError:
+                raise ProviderError(ErrorCode.PROVIDER_ERROR, FORBIDDEN_CHARACTER) from None
+            yield answer
 
     def close(self) -> None:
         self.direct.close()
+
+
+@asynccontextmanager
+async def _send_through(
+    transport: httpx.AsyncBaseTransport,
+    method: str,
+    url: httpx.URL,
+    *,
+    headers: Mapping[str, str],
+    content: bytes,
+    connect_timeout_s: float,
+) -> AsyncIterator[RawAnswer]:
+    # The transport is called without httpx's client around it: that would wrap each piece of the body in three more
+    # generators, and there is nothing else here for it to do.
+    extensions = {"timeout": httpx.Timeout(None, connect=connect_timeout_s).as_dict()}
+    request = httpx.Request(method, url, headers=dict(headers), content=content, extensions=extensions)
+    try:
+        response = await transport.handle_async_request(request)
+    except httpx.HTTPError as exc:
+        raise _mapped(exc, str(url)) from exc
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    pieces = aiter(response.stream)
+
+    async def receive() -> bytes:
+        try:
+            return await anext(pieces, b"")
+        except httpx.HTTPError as exc:
+            raise _mapped(exc, str(url)) from exc
+
+    async with aclosing(response):
+        yield RawAnswer(response.status_code, response.headers, receive)
+
+
+@functools.lru_cache(maxsize=256)  # a few addresses serve thousands of calls
+def _parsed(url: str) -> httpx.URL:
+    return httpx.URL(url)
 
 
 def _mapped(exc: httpx.HTTPError | httpx.InvalidURL, url: str) -> ProviderError:

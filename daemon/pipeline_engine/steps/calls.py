@@ -66,12 +66,13 @@ class ItemCalls:
         """The answer to the call, after as many attempts as the step allows. Raises StepError."""
         loading_since: float | None = None
         polls = 0
-        self.begin_attempt()
+        await self.begin_attempt()
         while True:
             try:
                 return await self._attempt(call)
             except ProviderError as exc:
                 if exc.loading and self._may_wait(call, loading_since):
+                    self._context.budget.return_call()
                     loading_since = trio.current_time() if loading_since is None else loading_since
                     self._show_loading()
                     await trio.sleep(pause_while_loading(polls))
@@ -79,13 +80,13 @@ class ItemCalls:
                     continue
                 await self._pause_or_raise(exc)
                 loading_since, polls = None, 0
-                self.begin_attempt()
+                await self.begin_attempt()
 
     def begin_repair(self) -> None:
         """The next call asks again for an answer that was not what was wanted: that is no failure of the provider."""
         self._failures = 0
 
-    def begin_attempt(self) -> None:
+    async def begin_attempt(self) -> None:
         """A new attempt at the item begins; `call` does this by itself."""
         self.attempt += 1
         self._execution.attempts = max(self._execution.attempts, self.attempt)
@@ -93,7 +94,10 @@ class ItemCalls:
             (EventName.ITEM_STARTED, ItemStarted(step_id=self._step.id, shard_key=key, attempt=self.attempt))
             for key in self._keys
         ]
-        self._context.log.post(events)
+        write = self._context.log.post(events)
+        if not self._context.may_repeat(self._step):
+            # Stored before it starts: after a crash nobody could tell otherwise that it was started.
+            await write.wait()
 
     async def _attempt(self, call: ProviderCall) -> Answer:
         context = self._context
@@ -165,5 +169,6 @@ class ItemCalls:
             data["shard_key"] = self._key
         error = job_error(exc, step_id=self._step.id, shard_key=self._key)
         data |= {"attempt": self.attempt + 1, "delay_s": round(pause, 3), "error": error}
+        self._context.services.registry.count_retry(self._step.provider_profile_id or "")
         self._context.log.post([(EventName.STEP_RETRYING, data)])
         await trio.sleep(pause)

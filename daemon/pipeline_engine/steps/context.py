@@ -37,6 +37,8 @@ from pipeline_engine.store.artifacts import ArtifactFiles
 from pipeline_engine.store.base import CheckpointRecord, ExecutionRecord
 from pipeline_engine.templates import Templates
 
+HANDLER_THREADS = 32  # in which plain handlers run at the same time
+
 ItemKey = tuple[StepId, str | None]  # a step and a shard_key: what checkpoints and attempts are kept for
 
 
@@ -49,6 +51,8 @@ class Services:
     handlers: Handlers
     artifacts: ArtifactFiles
     workers: trio.CapacityLimiter
+    # Apart from the workers: a handler that hangs, even after its job was cancelled, holds its thread.
+    handler_threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(HANDLER_THREADS))
     max_items: int = 10_000
     jitter: random.Random = field(default_factory=random.Random)
 
@@ -82,6 +86,10 @@ class Budget:
         if limits.max_total_tokens is not None and self.tokens >= limits.max_total_tokens:
             raise self._exceeded("max_total_tokens", limits.max_total_tokens)
         self.calls += 1
+
+    def return_call(self) -> None:
+        """The call was no attempt: the server only said that it is loading the model."""
+        self.calls -= 1
 
     def spend_tokens(self, usage: Usage | None) -> None:
         if usage is not None:
@@ -170,9 +178,24 @@ class JobContext:
     def execution_record(self, step_id: StepId) -> ExecutionRecord:
         return ExecutionRecord(self._positions[step_id], to_json(self.executions[step_id]))
 
+    def progress_record(self, step_id: StepId) -> ExecutionRecord:
+        """The execution of a step that runs, without its errors: they can be many, and those items are tried again."""
+        execution = msgspec.structs.replace(self.executions[step_id], errors=[])
+        return ExecutionRecord(self._positions[step_id], to_json(execution))
+
     def checkpoint_record(self, item: ResultItem, index: int) -> CheckpointRecord:
         point = StepCheckpoint(job_id=self.job.id, step_id=item.step_id, shard_key=item.shard_key, result=item)
         return CheckpointRecord(self._positions[item.step_id], index, to_json(point))
+
+    def may_repeat(self, step: StepDef) -> bool:
+        """Whether what the step does may be started again after a crash (`idempotent`)."""
+        if not step.config.idempotent or step.provider_profile_id is None:
+            return step.config.idempotent
+        profile = self.services.registry.get(step.provider_profile_id)
+        override = step.provider_override.idempotent if step.provider_override is not None else None
+        if override is None and profile is not None:
+            override = profile.extra.idempotent
+        return override is not False
 
     # what templates see
 

@@ -68,23 +68,23 @@ class Handlers:
         return self._entry_points
 
     def _load(self, name: str) -> Handler:
+        if not self.known(name):
+            raise StepError(ErrorCode.MISSING_DEPENDENCY, f"there is no handler {name!r}")
         try:
             if name in self._configured:
                 module, _, attribute = self._configured[name].partition(":")
                 handler = getattr(importlib.import_module(module), attribute)
-            elif name in self._installed():
-                handler = self._installed()[name].load()
             else:
-                raise StepError(ErrorCode.MISSING_DEPENDENCY, f"there is no handler {name!r}")
-        except (ImportError, AttributeError) as exc:
-            words = f"the handler {name!r} cannot be imported: {exc}"
+                handler = self._installed()[name].load()
+        except (Exception, SystemExit) as exc:  # importing runs the module, which can do anything
+            words = f"the handler {name!r} cannot be imported: {type(exc).__name__}: {exc}"
             raise StepError(ErrorCode.MISSING_DEPENDENCY, words) from exc
         if not callable(handler):
             raise StepError(ErrorCode.MISSING_DEPENDENCY, f"the handler {name!r} is not a function")
         return handler  # type: ignore[no-any-return]  # whatever is callable; what it returns is checked at the call
 
 
-async def call_handler(handler: Handler, item: HandlerItem, *, workers: trio.CapacityLimiter) -> Any:
+async def call_handler(handler: Handler, item: HandlerItem, *, threads: trio.CapacityLimiter) -> Any:
     """What the handler returns. A plain function runs in a worker thread, which a cancellation leaves to itself.
 
     Raises StepError(tool_failed) with the exception's type and message when the handler raises.
@@ -92,9 +92,9 @@ async def call_handler(handler: Handler, item: HandlerItem, *, workers: trio.Cap
     try:
         if inspect.iscoroutinefunction(handler):
             return await handler(item)
-        return await trio.to_thread.run_sync(handler, item, abandon_on_cancel=True, limiter=workers)
+        return await trio.to_thread.run_sync(handler, item, abandon_on_cancel=True, limiter=threads)
     except StepError:
         raise
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:  # sys.exit() in a plug-in must not end the daemon
         words = f"the handler raised {type(exc).__name__}: {exc}"
         raise StepError(ErrorCode.TOOL_FAILED, words) from exc

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import trio
@@ -30,7 +29,6 @@ from pipeline_engine.steps.shards import Shard, reduce_views
 from pipeline_engine.steps.structured import parse_loose, parse_strict
 from pipeline_engine.steps.transforms import MapOutput, apply_map, apply_reduce
 
-INLINE_CHARS = 16_384  # longer texts are transformed in a worker thread, so that they do not hold up the loop
 MAX_RAW_CHARS = 2_000
 TABLE_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "object"}}
 
@@ -61,7 +59,7 @@ class ItemMaker:
         if step.kind is StepKind.CUSTOM:
             return [await self._handle(shard)]
         output = await self._transform(shard)
-        return [None if output is None else self._item(shard, _output_data(output))]
+        return [None if output is None else self._item(shard, self._formatted(_output_data(output)))]
 
     # each way to make an item
 
@@ -73,8 +71,7 @@ class ItemMaker:
     async def _ask(self, target: Target, shard: Shard) -> ResultItem:
         rendered = await self._render(shard)
         if target.kind is ProviderKind.LOCAL_TOOL:
-            scope = item_scope(self._scope, shard)
-            call = await render_tool(self._context, target, rendered, scope)
+            call = await render_tool(self._context, target, rendered, self._scope_of(shard))
         else:
             call = chat_call(self._context, self._step, target, rendered)
         calls = ItemCalls(self._context, self._step, [shard.key])
@@ -113,6 +110,19 @@ class ItemMaker:
             )
             calls.begin_repair()
             answer = await calls.call(conversation)
+
+    def _formatted(self, data: dict[str, Any]) -> dict[str, Any]:
+        """The data with the text parsed as output_format asks, where a handler or transform gave no JSON value."""
+        if "json" in data or self._step.output_format is OutputFormat.TEXT:
+            return data
+        if self._step.output_format is OutputFormat.JSON_LOOSE:
+            found, value = parse_loose(data["text"])
+            return data | {"json": value if found else None}
+        faults, value = self._check_json(data["text"])
+        if faults:
+            words = f"the text is not the JSON that was asked for: {'; '.join(faults)}"
+            raise StepError(ErrorCode.OUTPUT_INVALID, words, details={"raw": data["text"][:MAX_RAW_CHARS]})
+        return data | {"json": value}
 
     def _check_json(self, text: str) -> tuple[list[str], Any]:
         try:
@@ -173,36 +183,31 @@ class ItemMaker:
         )
         assert step.config.handler is not None  # pipeline.check
         handler = context.services.handlers.get(step.config.handler)
-        ItemCalls(context, step, [shard.key]).begin_attempt()
-        result = await call_handler(handler, item, workers=context.services.workers)
+        await ItemCalls(context, step, [shard.key]).begin_attempt()
+        result = await call_handler(handler, item, threads=context.services.handler_threads)
         if result is None:
             return None
         text = result if isinstance(result, str) else _json_of_handler(result)
         # A lone surrogate can neither be stored nor sent.
         text = text.encode("utf-8", "replace").decode()
         data = {"text": text} if isinstance(result, str) else {"text": text, "json": loads_strict(text)}
-        return self._item(shard, data)
+        return self._item(shard, self._formatted(data))
 
     async def _transform(self, shard: Shard) -> MapOutput | None:
-        step, templates = self._step, self._context.services.templates
-        scope = item_scope(self._scope, shard)
+        step, templates, workers = self._step, self._context.services.templates, self._context.services.workers
+        scope = self._scope_of(shard)
         if step.kind is StepKind.REDUCE:
             views = [shard.view] if shard.key is not None else reduce_views(self._context, step)
-            work: Callable[[], MapOutput | None] = functools.partial(
-                apply_reduce, step.config, views, templates=templates, context=scope
-            )
-            size = sum(len(view["text"]) for view in views)
-        else:
-            work = functools.partial(apply_map, step.config, shard.view, templates=templates, context=scope)
-            size = len(shard.text)
-        if size <= INLINE_CHARS:
-            return work()
-        return await trio.to_thread.run_sync(work, limiter=self._context.services.workers)
+            return await apply_reduce(step.config, views, templates=templates, context=scope, workers=workers)
+        return await apply_map(step.config, shard.view, templates=templates, context=scope, workers=workers)
 
     # what items consist of
 
+    def _scope_of(self, shard: Shard) -> dict[str, Any]:
+        return item_scope(self._scope, shard, sharded=self._step.mode is not StepMode.SINGLE)
+
     async def _render(self, shard: Shard) -> Rendered:
-        scope: Mapping[str, Any] = item_scope(self._scope, shard)
+        scope: Mapping[str, Any] = self._scope_of(shard)
         system_prompt = self._target.system_prompt if self._target is not None else None
         return await render_prompts(self._context, self._step, shard, scope, system_prompt=system_prompt)
 

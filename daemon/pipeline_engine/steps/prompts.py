@@ -22,12 +22,12 @@ class Rendered:
     messages: tuple[Message, ...]
 
 
-def item_scope(base: Mapping[str, Any], shard: Shard) -> dict[str, Any]:
-    """The names in scope for one item: those of the step, and the item itself."""
+def item_scope(base: Mapping[str, Any], shard: Shard, *, sharded: bool) -> dict[str, Any]:
+    """The names in scope for one item: those of the step, and the item itself; `sharded`: in fanout and per_item."""
     scope = {**base, "item": shard.view}
     if shard.source is not None:
         scope["source"] = shard.source
-    if shard.key is not None or shard.index:
+    if sharded:
         scope["index"] = shard.index
     return scope
 

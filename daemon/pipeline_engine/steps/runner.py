@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,13 +11,24 @@ import trio
 
 from pipeline_engine.errors import ErrorCode, StepError
 from pipeline_engine.events import EventName
-from pipeline_engine.models import ItemErrorPolicy, OutputType, ResultItem, StepDef, StepExecution, StepMode
+from pipeline_engine.models import (
+    ItemErrorPolicy,
+    OutputType,
+    ResultItem,
+    SplitBy,
+    StepDef,
+    StepExecution,
+    StepKind,
+    StepMode,
+)
 from pipeline_engine.steps.context import JobContext, job_error
 from pipeline_engine.steps.items import ItemMaker
 from pipeline_engine.steps.shards import Shard, make_shards
 
 log = logging.getLogger(__name__)
 
+INLINE_CHARS = 65_536  # sources up to this size are cut on the event loop
+TRANSFORM_TURN = 0.002  # seconds for which a step of transforms keeps the loop to itself
 PROGRESS_INTERVAL = 0.1  # seconds between two step_progress events; the last one always comes
 DEFAULT_BATCH = 64  # shards in one embedding request
 
@@ -40,11 +52,12 @@ class StepRun:
         self._items: list[ResultItem | None] = []
         self._failure: StepError | None = None
         self._progress_due = trio.current_time() + PROGRESS_INTERVAL
+        self._shown_done: int | None = None
 
     async def run(self) -> list[ResultItem]:
         step, context = self._step, self._context
         dry_run = context.job.dry_run
-        shards = make_shards(context, step, dry_run=dry_run)
+        shards = await self._cut(dry_run=dry_run)
         maker = ItemMaker(context, step, dry_run=dry_run)
         self._items = [context.checkpoints.get((step.id, shard.key)) for shard in shards]
         self._execution.items_total = len(shards)
@@ -53,6 +66,7 @@ class StepRun:
         if step.mode is StepMode.SINGLE:
             for shard in todo:
                 await self._make(maker, [shard])
+                await self._context.log.wait_for_room()
         else:
             await self._make_all(maker, todo)
             self._show_progress(last=True)
@@ -60,13 +74,27 @@ class StepRun:
             raise self._failure
         return [item for item in self._items if item is not None]
 
+    async def _cut(self, *, dry_run: bool) -> list[Shard]:
+        """The shards; cutting large sources, or by a pattern, takes a worker thread."""
+        cut = functools.partial(make_shards, self._context, self._step, dry_run=dry_run)
+        split = self._step.config.split
+        size = sum(len(view["content"]) for view in self._context.source_views)
+        if split is None or (split.by is not SplitBy.REGEX and size <= INLINE_CHARS):
+            return cut()
+        return await trio.to_thread.run_sync(cut, abandon_on_cancel=True, limiter=self._context.services.workers)
+
     async def _make_all(self, maker: ItemMaker, shards: Sequence[Shard]) -> None:
         """One task an item, no more at a time than the step allows; the next is started when one is done."""
+        if self._step.kind in (StepKind.MAP, StepKind.REDUCE) and self._step.provider_profile_id is None:
+            await self._transform_all(maker, shards)
+            return
         room = trio.Semaphore(self._step.max_concurrency)
 
         async def make(batch: Sequence[Shard]) -> None:
             try:
                 await self._make(maker, batch)
+                # A step that never waits would otherwise starve the others, and outrun the store.
+                await self._context.log.wait_for_room()
             finally:
                 room.release()
             if self._failure is not None:
@@ -77,10 +105,19 @@ class StepRun:
                 await room.acquire()
                 nursery.start_soon(make, batch)
 
+    async def _transform_all(self, maker: ItemMaker, shards: Sequence[Shard]) -> None:
+        """Transforms of ours wait for nothing: a task, or only a turn of the loop, for each would cost more than they."""
+        turn_ends = trio.current_time() + TRANSFORM_TURN
+        for shard in shards:
+            await self._make(maker, [shard])
+            if self._failure is not None:
+                return
+            if trio.current_time() >= turn_ends:
+                await self._context.log.wait_for_room()
+                turn_ends = trio.current_time() + TRANSFORM_TURN
+
     def _batches(self, shards: Sequence[Shard]) -> Iterator[Sequence[Shard]]:
-        size = 1
-        if self._step.output_type is OutputType.EMBEDDING:
-            size = self._step.config.batch_size or DEFAULT_BATCH
+        size = batch_size(self._step)
         for start in range(0, len(shards), size):
             yield shards[start : start + size]
 
@@ -95,8 +132,6 @@ class StepRun:
             self._item_failed(StepError(ErrorCode.INTERNAL, words), batch[0])
         else:
             self._items_done(batch, items)
-            # A step that never waits would otherwise starve the others, and outrun the store.
-            await self._context.log.wait_for_room()
 
     def _items_done(self, batch: Sequence[Shard], items: Sequence[ResultItem | None]) -> None:
         context = self._context
@@ -112,7 +147,9 @@ class StepRun:
             artifacts += artifact_ids(item)
             if self._step.export:
                 events.append((EventName.ITEM_COMPLETED, item))
-        context.log.post(events, checkpoints=checkpoints, artifacts=artifacts)
+        # With the items goes what they have cost, so that a crash loses neither.
+        progress = [context.progress_record(self._step.id)]
+        context.log.post(events, executions=progress, checkpoints=checkpoints, artifacts=artifacts)
         self._show_progress()
 
     def _item_failed(self, exc: StepError, shard: Shard) -> None:
@@ -132,16 +169,22 @@ class StepRun:
         if self._step.mode is StepMode.SINGLE:
             return
         now = trio.current_time()
-        if not last and now < self._progress_due:
+        execution = self._execution
+        if execution.items_done == self._shown_done or (not last and now < self._progress_due):
             return
         self._progress_due = now + PROGRESS_INTERVAL
-        execution = self._execution
+        self._shown_done = execution.items_done
         data: dict[str, Any] = {
             "step_id": self._step.id,
             "done": execution.items_done,
             "total": execution.items_total,
         }
         self._context.log.post([(EventName.STEP_PROGRESS, data)])
+
+
+def batch_size(step: StepDef) -> int:
+    """How many shards go into one provider call."""
+    return (step.config.batch_size or DEFAULT_BATCH) if step.output_type is OutputType.EMBEDDING else 1
 
 
 def artifact_ids(item: ResultItem) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from jsonschema import Draft202012Validator
+import regex
+from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import SchemaError, ValidationError
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY, SchemaRegistry
@@ -15,6 +17,7 @@ from pipeline_engine.jsontext import JsonTextError, dumps_compact
 Schema = dict[str, Any] | bool
 
 MAX_MESSAGES = 10  # of one value: a model mends no more at a time
+PATTERN_SECONDS = 0.1  # that a pattern may take for one text
 _SHOWN = 100  # characters of an offending value
 
 
@@ -34,7 +37,7 @@ def check_schema(schema: Schema) -> str | None:
 
 def validate(value: object, schema: Schema) -> list[str]:
     """What is wrong with the value, each message with the path (`$.items[0].score`) and the offending value."""
-    validator = Draft202012Validator(schema, registry=EMPTY_REGISTRY)
+    validator = _Validator(schema, registry=EMPTY_REGISTRY)
     try:
         return [_message(error) for error in islice(validator.iter_errors(value), MAX_MESSAGES)]
     except RecursionError:
@@ -43,6 +46,22 @@ def validate(value: object, schema: Schema) -> list[str]:
         return [f"$: the schema refers to {exc.ref!r}, which is not in it"]
     except ArithmeticError as exc:
         return [f"$: a number cannot be compared: {exc}"]
+
+
+def _match(_: object, pattern: str, instance: object, __: object) -> Iterator[ValidationError]:
+    """The keyword `pattern`, bounded: a bad pattern would hold up the daemon for ever."""
+    if not isinstance(instance, str):
+        return
+    try:
+        if regex.search(pattern, instance, timeout=PATTERN_SECONDS) is None:
+            yield ValidationError(f"{instance!r} does not match {pattern!r}")
+    except TimeoutError:
+        yield ValidationError(f"the pattern {pattern!r} took longer than {PATTERN_SECONDS:g} s")
+    except regex.error as exc:
+        yield ValidationError(f"{pattern!r} is not a regular expression: {exc}")
+
+
+_Validator = validators.extend(Draft202012Validator, {"pattern": _match})  # type: ignore[no-untyped-call]  # in the stubs
 
 
 def _dangling_reference(schema: Schema) -> str | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import regex
+
 from pipeline_engine.errors import ErrorCode, StepError
 from pipeline_engine.jsontext import JsonTextError, dumps_compact, loads_strict
 from pipeline_engine.models import Split, SplitBy
 from pipeline_engine.steps.records import csv_rows, jsonl_values, text_lines
 
+PATTERN_SECONDS = 10.0  # for all of a source; patterns can take exponential time
 DEFAULT_CHARS = 4000  # code points a piece of by: chars has
 
 
@@ -78,10 +80,14 @@ def _chars(text: str, size: int, overlap: int) -> Iterator[Piece]:
 
 def _between(pattern: str, text: str) -> Iterator[Piece]:
     start = 0
-    for match in re.finditer(pattern, text):
-        if match.start() > start:
-            yield Piece(text[start : match.start()])
-        start = max(start, match.end())
+    try:
+        for match in regex.finditer(pattern, text, timeout=PATTERN_SECONDS):
+            if match.start() > start:
+                yield Piece(text[start : match.start()])
+            start = max(start, match.end())
+    except TimeoutError as exc:
+        words = f"config.split.pattern took longer than {PATTERN_SECONDS:g} s"
+        raise StepError(ErrorCode.TIMEOUT, words) from exc
     if start < len(text):
         yield Piece(text[start:])
 

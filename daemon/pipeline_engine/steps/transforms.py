@@ -1,21 +1,23 @@
 """The operations of map and reduce steps that run without a provider.
 
-They are pure and work on items as templates see them: `{"text", "json", "label", "shard_key"}`. A map or reduce may
-take long (a large text, a slow pattern), so callers run them in a worker thread.
+They work on items as templates see them: `{"text", "json", "label", "shard_key"}`. What takes longer than a few
+milliseconds (a large text, a slow pattern or template) runs in a worker thread.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import jmespath
+import regex
+import trio
 from jmespath.exceptions import JMESPathError
 
 from pipeline_engine.errors import ErrorCode, StepError
@@ -27,6 +29,9 @@ from pipeline_engine.templates import Templates
 Item = Mapping[str, Any]
 
 DEFAULT_TOP = 10  # elements that reduce: top keeps
+INLINE_CHARS = 16_384  # longer texts are transformed in a worker thread
+INLINE_SECONDS = 0.005  # for a pattern on the event loop
+PATTERN_SECONDS = 10.0  # for a pattern in a worker thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +43,13 @@ class MapOutput:
     has_json: bool = False
 
 
-def apply_map(
-    config: StepConfig, item: Item, *, templates: Templates, context: Mapping[str, object]
+async def apply_map(
+    config: StepConfig,
+    item: Item,
+    *,
+    templates: Templates,
+    context: Mapping[str, object],
+    workers: trio.CapacityLimiter,
 ) -> MapOutput | None:
     """What `config.map` makes of an item; None when a filter drops it. Raises StepError.
 
@@ -49,29 +59,65 @@ def apply_map(
     - filter: the item as it is when `expression` (the templates' language) is true.
     - parse: the item's text, and its json by `format`: json (strict), jsonl (a list), csv (a list of objects), logfmt
       (an object for one line, a list of objects for several or none; blank lines do not count).
-    - regex: `pattern` (Python's re) searched in the text: the match, as json an object of the named groups, or without
-      any the match itself. No match: an empty text, json null. A bad pattern can take for ever, and cannot be stopped.
+    - regex: `pattern` (Python's syntax) searched in the text: the match, as json an object of the named groups, or
+      without any the match itself. No match: an empty text, json null.
+
+    What may take long runs in a worker thread, under the limiter `workers`.
     """
+    match config.map:
+        case MapOperation.TEMPLATE:
+            return MapOutput(await templates.render_async(config.template or "", {"item": item, **context}))
+        case MapOperation.FILTER:
+            keep = await templates.evaluate_async(config.expression or "", {"item": item, **context})
+            return _unchanged(item) if keep else None
+        case MapOperation.REGEX:
+            return _matched(await _found(config.pattern or "", item, workers))
+        case _:
+            work = functools.partial(_mapped, config, item)
+            return await _run(work, size=len(item["text"]), workers=workers)
+
+
+def _mapped(config: StepConfig, item: Item) -> MapOutput:
     match config.map:
         case MapOperation.IDENTITY:
             return _unchanged(item)
-        case MapOperation.TEMPLATE:
-            return MapOutput(templates.render(config.template or "", {"item": item, **context}))
         case MapOperation.SELECT:
             return _of_value(_search(config.expression or "", item["json"], item))
-        case MapOperation.FILTER:
-            keep = templates.evaluate(config.expression or "", {"item": item, **context})
-            return _unchanged(item) if keep else None
         case MapOperation.PARSE:
             return MapOutput(item["text"], _parsed(item, config.format), has_json=True)
-        case MapOperation.REGEX:
-            return _matched(re.search(config.pattern or "", item["text"]))
-        case None:
-            raise ValueError("config.map is not set")
+        case _:
+            raise ValueError(f"config.map is {config.map}")
 
 
-def apply_reduce(
-    config: StepConfig, items: Sequence[Item], *, templates: Templates, context: Mapping[str, object]
+async def _found(pattern: str, item: Item, workers: trio.CapacityLimiter) -> regex.Match[str] | None:
+    """The first match. Patterns can take exponential time: a short try here, a longer one where it disturbs nobody."""
+    search = functools.partial(regex.search, pattern, item["text"])
+    try:
+        return search(timeout=INLINE_SECONDS)
+    except TimeoutError:
+        try:
+            whole = functools.partial(search, timeout=PATTERN_SECONDS)
+            return await trio.to_thread.run_sync(whole, abandon_on_cancel=True, limiter=workers)
+        except TimeoutError as exc:
+            words = f"{item['label']}: config.pattern took longer than {PATTERN_SECONDS:g} s"
+            raise StepError(ErrorCode.TIMEOUT, words) from exc
+
+
+async def _run(work: Callable[[], MapOutput], *, size: int, workers: trio.CapacityLimiter) -> MapOutput:
+    """Work on so many characters: at once when it is short, else in a thread, so that it holds nobody up."""
+    if size <= INLINE_CHARS:
+        await trio.lowlevel.checkpoint()
+        return work()
+    return await trio.to_thread.run_sync(work, limiter=workers)
+
+
+async def apply_reduce(
+    config: StepConfig,
+    items: Sequence[Item],
+    *,
+    templates: Templates,
+    context: Mapping[str, object],
+    workers: trio.CapacityLimiter,
 ) -> MapOutput:
     """What `config.reduce` makes of all items. Raises StepError.
 
@@ -87,6 +133,14 @@ def apply_reduce(
 
     For count_by and top the elements are the items' json, or text where there is none; a list counts as its elements.
     """
+    if config.reduce is ReduceOperation.TEMPLATE:
+        scope = {**context, "items": list(items)}
+        return MapOutput(await templates.render_async(config.template or "", scope))
+    size = sum(len(item["text"]) for item in items)
+    return await _run(functools.partial(_reduced, config, items), size=size, workers=workers)
+
+
+def _reduced(config: StepConfig, items: Sequence[Item]) -> MapOutput:
     match config.reduce:
         case ReduceOperation.CONCAT:
             separator = "\n" if config.separator is None else config.separator
@@ -99,10 +153,8 @@ def apply_reduce(
             return _of_value(_counted(config.by or "@", items))
         case ReduceOperation.TOP:
             return _of_value(_top(config.by, config.n or DEFAULT_TOP, items))
-        case ReduceOperation.TEMPLATE:
-            return MapOutput(templates.render(config.template or "", {**context, "items": list(items)}))
-        case None:
-            raise ValueError("config.reduce is not set")
+        case _:
+            raise ValueError(f"config.reduce is {config.reduce}")
 
 
 def check_jmespath(expression: str) -> str | None:
@@ -170,7 +222,7 @@ def _parsed(item: Item, format_: ParseFormat | None) -> Any:
         raise StepError(ErrorCode.OUTPUT_INVALID, message) from exc
 
 
-def _matched(match: re.Match[str] | None) -> MapOutput:
+def _matched(match: regex.Match[str] | None) -> MapOutput:
     if match is None:
         return MapOutput("", None, has_json=True)
     return MapOutput(match.group(), match.groupdict() or match.group(), has_json=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline_engine.errors import StoreError, StoreFullError
@@ -25,7 +26,8 @@ class ArtifactFiles:
         """Keep the bytes; the answer is their SHA-256 in hex. Raises StoreError."""
         sha256 = hashlib.sha256(data).hexdigest()
         path = self.path(sha256)
-        if path.exists():
+        with suppress(FileNotFoundError):
+            os.utime(path)  # young again: it may have been about to be removed as unused
             return sha256
         temporary = path.with_name(f".{secrets.token_hex(8)}")
         try:

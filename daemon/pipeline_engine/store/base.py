@@ -184,7 +184,7 @@ class FinishedJob:
 class Store(Protocol):
     """All methods block and may be called from any thread; `write` from one thread at a time.
 
-    `blocks` says whether they may take long enough to need a thread. They raise StoreError when the disk or the
+    `write` without operations only tries whether the store can be written. `blocks` says whether they may take long enough to need a thread. They raise StoreError when the disk or the
     database fails; what `write` was given is then not written at all.
     """
 

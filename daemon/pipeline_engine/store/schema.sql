@@ -20,6 +20,7 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_unfinished ON jobs (number) WHERE finished_at IS NULL;
 CREATE INDEX jobs_finished ON jobs (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX jobs_with_chunks ON jobs (finished_at) WHERE finished_at IS NOT NULL AND has_chunks;
+CREATE INDEX jobs_by_status ON jobs (status, number);
 CREATE INDEX jobs_by_type ON jobs (pipeline_type, number);
 
 CREATE TABLE labels (

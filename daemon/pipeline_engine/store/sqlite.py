@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -35,11 +35,25 @@ from pipeline_engine.store.base import (
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT = 5000  # milliseconds: another process (a backup, a shell) may hold the write lock for a while
+CHECKPOINT_PAGES = 1000  # of the WAL: from so many on they go into the database after each commit
+RESTART_PAGES = 4000  # with so many the WAL has to begin anew, which takes a moment without readers
+RESTART_WAIT = 100  # milliseconds for which a commit waits for that moment
 CACHE_KIB = 8192  # KiB of page cache for the writer
+READER_CACHE_KIB = 512  # KiB for each reader: followers read a job's events once, in order
 WAL_LIMIT = 64 * 1024 * 1024  # bytes: a WAL that a long reader made grow is cut back to this
 SEQ_BITS = 32
 
 T = TypeVar("T")
+
+_UNUSABLE = (
+    apsw.IOError,
+    apsw.ReadOnlyError,
+    apsw.CantOpenError,
+    apsw.CorruptError,
+    apsw.NotADBError,
+    apsw.ProtocolError,
+    apsw.PermissionsError,
+)
 
 _JOB_COLUMNS = "number, id, status, priority, last_seq, pruned_seq, job, definition, inline, state"
 
@@ -68,6 +82,8 @@ class SqliteStore:
         self._page_size = int(writer.pragma("page_size"))
         self._used_bytes = self._measure()
         self._numbers: dict[JobId, int] = {}  # of jobs that are being written
+        self._restart_at = RESTART_PAGES
+        writer.set_wal_hook(self._checkpoint)
         self._readers: list[apsw.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -79,13 +95,17 @@ class SqliteStore:
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
                 self._apply(operations)
+                if not operations:
+                    self._writer.pragma("user_version", SCHEMA_VERSION)  # an empty transaction would touch no disk
                 self._writer.execute("COMMIT")
-                self._used_bytes = self._measure()
             except BaseException:
                 self._numbers.clear()
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
                 raise
+        # Not above: what is committed must not be taken for failed, and be written again.
+        with suppress(apsw.Error):
+            self._used_bytes = self._measure()
 
     def _apply(self, operations: Sequence[Operation]) -> None:
         # Events are the bulk of all writes: one executemany for the whole batch.
@@ -170,10 +190,12 @@ class SqliteStore:
     def _number(self, job_id: JobId) -> int:
         number = self._numbers.get(job_id)
         if number is None:
-            row = self._writer.execute("SELECT number FROM jobs WHERE id = ?", (job_id,)).fetchone()
+            row = self._writer.execute("SELECT number, finished_at FROM jobs WHERE id = ?", (job_id,)).fetchone()
             if row is None:
                 raise LookupError(f"there is no job {job_id} to change")
-            number = self._numbers[job_id] = int(row[0])
+            number = int(row[0])
+            if row[1] is None:  # of a job that is over, nothing would ever remove it
+                self._numbers[job_id] = number
         return number
 
     def _apply_other(self, operation: Operation) -> None:
@@ -218,6 +240,30 @@ class SqliteStore:
         self._writer.execute(f"DELETE FROM events WHERE {where}", (low, high))
         pruned_seq = 0 if last is None else last - low
         self._writer.execute("UPDATE jobs SET has_chunks = 0, pruned_seq = ? WHERE number = ?", (pruned_seq, number))
+
+    def _checkpoint(self, connection: apsw.Connection, database: str, pages: int) -> int:
+        """SQLite calls this after each commit; `pages` are in the WAL.
+
+        SQLite's own way to do it never waits for readers. Where followers read all the time, the WAL would never begin
+        anew, and grow as long as they do. What fails here costs nothing: the WAL has what was committed, and the next
+        commit tries again.
+        """
+        if pages >= CHECKPOINT_PAGES:
+            restart = pages >= self._restart_at
+            connection.set_busy_timeout(RESTART_WAIT)
+            try:
+                connection.wal_checkpoint(
+                    database, apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE
+                )
+            except apsw.Error:
+                if restart:
+                    self._restart_at = pages + CHECKPOINT_PAGES
+            else:
+                if restart:
+                    self._restart_at = RESTART_PAGES
+            finally:
+                connection.set_busy_timeout(BUSY_TIMEOUT)
+        return apsw.SQLITE_OK
 
     def _measure(self) -> int:
         return int(self._writer.pragma("page_count") - self._writer.pragma("freelist_count")) * self._page_size
@@ -367,12 +413,18 @@ class SqliteStore:
         with _mapped_errors():
             if reader is None:
                 reader = _connect(self._path, flags=apsw.SQLITE_OPEN_READONLY)
+                reader.pragma("cache_size", -READER_CACHE_KIB)
             try:
-                return read(reader)
-            finally:
-                with self._lock:
-                    if not self._closed:
-                        self._readers.append(reader)
+                result = read(reader)
+            except BaseException:
+                reader.close()  # it may still be in a transaction, whose old view of the data would stay
+                raise
+            with self._lock:
+                if not self._closed:
+                    self._readers.append(reader)
+                    return result
+            reader.close()
+            return result
 
 
 def _job_record(row: tuple[Any, ...], executions: Sequence[bytes]) -> JobRecord:
@@ -429,5 +481,5 @@ def _mapped_errors() -> Iterator[None]:
         raise  # a fault of ours, which no later attempt would mend
     except (apsw.BusyError, apsw.LockedError) as exc:
         raise StoreError(f"the database is locked by another process: {exc}") from exc
-    except (apsw.IOError, apsw.ReadOnlyError, apsw.CantOpenError, apsw.CorruptError, apsw.NotADBError) as exc:
+    except _UNUSABLE as exc:
         raise StoreError(f"the database cannot be used: {exc}") from exc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
@@ -58,24 +58,30 @@ class Write:
 class StoreWriter:
     """Commits operations in the order in which they were posted.
 
-    While the store fails, `healthy` is False: operations that may be refused are, with an UnavailableError or a
-    StoreFullError; all others wait until the store can be written again. Nothing is ever skipped or reordered.
+    While the store fails, `failure` says why: operations that may be refused are, with an UnavailableError or a
+    StoreFullError; all others wait until the store can be written again, which is tried every few seconds. Nothing is
+    ever skipped or reordered. When `run` has ended, what still comes is refused, so that nobody waits for it in vain.
     """
 
     def __init__(self, *, store: Store) -> None:
         self._access = StoreAccess(store, threads=1)
         self._pending: deque[Write] = deque()
         self._pending_bytes = 0
+        self._alone = 0  # of the next pending writes each gets a transaction of its own
         self._wake = trio.Event()
         self._room = trio.Event()
-        self._closing = False
+        self._probes: list[trio.Event] = []
+        self._closing = trio.Event()
+        self._ended = False
         self._failure: PipelineEngineError | None = None
+        self._retry_pause = FIRST_RETRY
         self.commits = 0
 
     @property
     def failure(self) -> PipelineEngineError | None:
         """Why the store cannot be written now; None when it can."""
-        return self._failure
+        # A new one each time: an exception that is raised again and again keeps all the frames it passed through.
+        return None if self._failure is None else type(self._failure)(self._failure.message)
 
     def post(
         self,
@@ -89,9 +95,12 @@ class StoreWriter:
 
         `size` is about how many bytes it holds. Raises the store's failure if the operation is refusable.
         """
-        if refusable and self._failure is not None:
-            raise self._failure
+        if refusable and (failure := self.failure) is not None:
+            raise failure
         write = Write(operation, size=size, refusable=refusable, on_commit=on_commit)
+        if self._ended:
+            write.finish(self._given_up())
+            return write
         self._pending.append(write)
         self._pending_bytes += size
         self._wake.set()
@@ -108,76 +117,104 @@ class StoreWriter:
             await self._room.wait()
         await trio.lowlevel.checkpoint()
 
+    async def prove_progress(self) -> None:
+        """Return when the store was asked once more to write, and answered, be it with an error."""
+        probe = trio.Event()
+        if self._ended:
+            probe.set()
+        else:
+            self._probes.append(probe)
+            self._wake.set()
+        await probe.wait()
+
     def close(self) -> None:
         """Let `run` return once all that waits is committed."""
-        self._closing = True
+        self._closing.set()
         self._wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Commit until closed. While the store fails at closing time, what waits is given up."""
         task_status.started()
-        while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
-            while self._pending:
-                await self._commit(self._take_batch())
-            if self._closing:
-                return
+        try:
+            while await self._commit_all() and not self._closing.is_set():
+                await self._wake.wait()
+                self._wake = trio.Event()
+        finally:
+            self._ended = True
+            self._answer(self._probes)
+            if self._pending:
+                log.error("given up at shutdown: %d operations that the store did not take", len(self._pending))
+            self._finish_each(self._pending, self._given_up)
+            self._pending.clear()
+
+    async def _commit_all(self) -> bool:
+        """Commit what waits; False when the store fails at closing time."""
+        while self._pending or self._probes or self._failure is not None:
+            probes, self._probes = self._probes, []
+            await self._commit(self._take_batch())
+            self._answer(probes)
+            if self._failure is not None:
+                if self._closing.is_set():
+                    return False
+                with trio.move_on_after(self._retry_pause):
+                    await self._closing.wait()
+                self._retry_pause = min(self._retry_pause * 2, MAX_RETRY)
+        return True
 
     def _take_batch(self) -> list[Write]:
-        batch = [self._pending.popleft()]
-        size = batch[0].size
-        while self._pending and size + self._pending[0].size <= MAX_BATCH_BYTES:
-            write = self._pending.popleft()
-            size += write.size
-            batch.append(write)
+        """The next writes; none when the store failed and nothing waits: then it is tried without any."""
+        batch: list[Write] = []
+        size = 0
+        while self._pending and (not batch or (size + self._pending[0].size <= MAX_BATCH_BYTES and not self._alone)):
+            batch.append(self._pending.popleft())
+            size += batch[-1].size
+        self._alone = max(0, self._alone - 1)
         return batch
 
     async def _commit(self, batch: list[Write]) -> None:
-        pause = FIRST_RETRY
-        while batch:
-            try:
-                await self._write([write.operation for write in batch])
-            except StoreError as exc:
-                self._fail(exc)
-                batch = self._refuse(batch, exc)
-                if self._closing:
-                    log.error("given up at shutdown: %d operations that the store did not take", len(batch))  # noqa: TRY400 - the cause was told when it began
-                    self._finish(batch, exc)
-                    return
-                await trio.sleep(pause)
-                pause = min(pause * 2, MAX_RETRY)
-            except Exception as exc:
-                # A fault of ours in one operation: the others must not suffer from it.
-                if len(batch) > 1:
-                    for write in batch:
-                        await self._commit([write])
-                else:
-                    log.exception("an operation that the store can never take")
-                    self._finish(batch, exc)
-                return
+        try:
+            # Shielded: whoever waits must hear of what is on the disk, even if we are being cancelled.
+            with trio.CancelScope(shield=True):
+                await self._access.call(self._access.store.write, [write.operation for write in batch])
+        except StoreError as exc:
+            self._fail(exc)
+            self._pending.extendleft(reversed(batch))
+            self._refuse()
+        except Exception as exc:
+            # A fault of ours in one operation: the others must not suffer from it.
+            if len(batch) > 1:
+                self._pending.extendleft(reversed(batch))
+                self._alone = len(batch)
             else:
-                self._recover()
-                self._finish(batch)
-                return
+                log.exception("an operation that the store can never take")
+                self._finish(batch, exc)
+        else:
+            self.commits += bool(batch)
+            self._recover()
+            self._finish(batch)
 
-    async def _write(self, operations: Sequence[Operation]) -> None:
-        await self._access.call(self._access.store.write, operations)
-        self.commits += 1
+    def _answer(self, probes: Iterable[trio.Event]) -> None:
+        for probe in probes:
+            probe.set()
 
-    def _finish(self, batch: list[Write], error: Exception | None = None) -> None:
-        for write in batch:
+    def _finish(self, batch: Sequence[Write], error: Exception | None = None) -> None:
+        self._finish_each(batch, lambda: error)
+
+    def _finish_each(self, writes: Iterable[Write], error: Callable[[], Exception | None]) -> None:
+        for write in writes:
             self._pending_bytes -= write.size
-            write.finish(error)
+            write.finish(error())
         if self._pending_bytes <= MAX_PENDING_BYTES:
             self._room.set()
 
-    def _refuse(self, batch: list[Write], exc: StoreError) -> list[Write]:
-        assert self._failure is not None
-        waiting = [*batch, *self._pending]
-        self._pending.clear()
-        self._finish([write for write in waiting if write.refusable], self._failure)
-        return [write for write in waiting if not write.refusable]
+    def _refuse(self) -> None:
+        refused = [write for write in self._pending if write.refusable]
+        self._pending = deque(write for write in self._pending if not write.refusable)
+        self._alone = 0
+        self._finish_each(refused, lambda: self.failure)
+
+    def _given_up(self) -> PipelineEngineError:
+        return self.failure or UnavailableError("the daemon is stopping")
 
     def _fail(self, exc: StoreError) -> None:
         if self._failure is None:
@@ -186,6 +223,7 @@ class StoreWriter:
         self._failure = StoreFullError(words) if isinstance(exc, StoreFullError) else UnavailableError(words)
 
     def _recover(self) -> None:
+        self._retry_pause = FIRST_RETRY
         if self._failure is not None:
             log.warning("the store can be written again")
             self._failure = None
@@ -195,4 +233,5 @@ def change_size(change: JobChange) -> int:
     """About how many bytes a change holds, for the limits on what waits."""
     size = sum(len(event.line) for event in change.events) + 200
     size += sum(len(point.checkpoint) for point in change.checkpoints)
-    return size + sum(len(record.execution) for record in change.executions) + len(change.job or b"")
+    size += sum(len(record.execution) for record in change.executions) + len(change.job or b"")
+    return size + (len(change.new.definition) if change.new is not None else 0)

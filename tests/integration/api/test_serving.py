@@ -717,10 +717,17 @@ async def test_a_unix_socket_of_a_successor_is_not_removed(tmp_path: Path) -> No
 
 async def test_nothing_stays_open_when_one_address_fails(tmp_path: Path) -> None:
     path = tmp_path / "daemon.sock"
-    with pytest.raises(ListenError, match="no such file or directory"):
-        async with open_listeners([UnixAddress(str(path)), UnixAddress(str(tmp_path / "nowhere" / "daemon.sock"))]):
+    (tmp_path / "file").touch()
+    with pytest.raises(ListenError, match="file exists"):
+        async with open_listeners([UnixAddress(str(path)), UnixAddress(str(tmp_path / "file" / "daemon.sock"))]):
             raise AssertionError("the second cannot be")
     assert not path.exists()
+
+
+async def test_the_folder_of_a_unix_socket_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "daemon.sock"
+    async with open_listeners([UnixAddress(str(path))]):
+        assert path.parent.stat().st_mode & 0o077 == 0
 
 
 async def test_a_socket_that_was_passed_in_is_served() -> None:

@@ -31,6 +31,7 @@ id = "shell"
 kind = "local_tool"
 [providers.extra]
 command = ["sh", "-c", "{{ options.script }}"]
+sandbox = false
 grace_s = 0.3
 """
 SHELL = """
@@ -77,7 +78,7 @@ def test_json_prints_the_job_and_nothing_else(home: Path) -> None:
     done = run(home, "greeting.yaml", "--source", "note:in=in.txt", "--option", "word=hi", "--json")
     job = json.loads(done.stdout)["job"]
     assert job["status"] == "succeeded"
-    assert job["input"]["sources"] == [{"kind": "note", "label": "in", "content": "hello\n"}]
+    assert job["input"]["sources"] == [{"kind": "note", "label": "in", "content": "hello\n", "metadata": {}}]
     assert job["result"]["items"][0]["data"]["text"] == "hi 1"
 
 

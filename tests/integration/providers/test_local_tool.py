@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from pipeline_engine.errors import ErrorCode, StepError
-from pipeline_engine.models import ProviderKind
+from pipeline_engine.models import ProviderKind, Sandbox
 from pipeline_engine.providers import process
 from pipeline_engine.providers.base import Chunk, Completion, Operation, ProviderCall, Target
 from pipeline_engine.providers.local_tool import LocalToolProvider
@@ -475,7 +475,7 @@ async def test_a_tool_has_its_grace_to_tidy_up(provider: LocalToolProvider, tmp_
     mark = tmp_path / "tidied"
     script = f"trap 'seq 100000; echo tidy > {mark}; exit' TERM; echo begun; while :; do sleep 0.01; done"
     with trio.fail_after(30), trio.CancelScope() as scope:
-        async with provider.stream(shell(script, grace_s=20)) as lists:
+        async with provider.stream(shell(script, grace_s=20, sandbox=Sandbox(writable=[str(tmp_path)]))) as lists:
             await run_until("begun", lists)
             scope.cancel()
             await trio.sleep_forever()

@@ -11,6 +11,7 @@ import trio
 from tests.provider_calls import chat_call, collect, image_call
 from tests.scripted_server import Reply, open_server
 
+from pipeline_engine.decoding import Secret
 from pipeline_engine.errors import ErrorCode, ProviderError
 from pipeline_engine.models import ProviderExtra, ProviderKind, ProviderOverride, ProviderProfile
 from pipeline_engine.providers.base import Chunk, Completion, Operation, ProviderCall
@@ -62,6 +63,44 @@ async def test_a_call_is_counted() -> None:
             "provider_call_errors": {"openai": 1, **zero},
             "provider_chunk_count": {"openai": 1, **zero},
         }
+
+
+async def test_tokens_retries_and_the_time_to_the_first_piece_are_counted() -> None:
+    usage = {"prompt_tokens": 7, "completion_tokens": 2}
+    reply = Reply.json({"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}], "usage": usage})
+    async with open_server(reply, BROKEN) as server, registry_of(profile(server.url)) as registry:
+        await ask(registry)
+        with pytest.raises(ProviderError):
+            await ask(registry)
+        registry.count_retry("p")
+        registry.count_retry("gone")
+        stats, kind = registry.stats, ProviderKind.OPENAI
+        assert (stats.prompt_tokens[kind], stats.completion_tokens[kind], stats.retries[kind]) == (7, 2, 1)
+        assert stats.first_token[kind].counts[-1] == 1
+        assert 0 < stats.first_token[kind].total < 10
+
+
+async def test_what_runs_and_what_waits_is_told_by_profile() -> None:
+    async with open_server(STALL) as server, registry_of(profile(server.url, max_concurrency=1)) as registry:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, registry)
+            nursery.start_soon(ask, registry)
+            await server.wait_for_requests(1)
+            assert registry.limited() == {"p": (1, 1)}
+            nursery.cancel_scope.cancel()
+        assert registry.limited() == {"p": (0, 0)}
+
+
+async def test_an_error_holds_no_key_of_any_profile() -> None:
+    told = Reply.json({"error": {"message": "the keys are sk-of-p and sk-of-q"}}, status=400)
+    async with open_server(told) as server:
+        first = ProviderProfile(id="p", kind=ProviderKind.OPENAI, base_uri=server.url, api_key=Secret("sk-of-p"))
+        second = ProviderProfile(id="q", kind=ProviderKind.OPENAI, base_uri=server.url, api_key=Secret("sk-of-q"))
+        async with registry_of(first, second) as registry:
+            with pytest.raises(ProviderError) as caught:
+                await ask(registry)
+    assert "sk-of" not in str(caught.value) + repr(caught.value.details)
+    assert "the keys are *** and ***" in caught.value.message
 
 
 async def test_unknown_profiles_and_impossible_calls_are_errors_and_reach_no_server() -> None:

@@ -123,3 +123,33 @@ def test_one_process_holds_a_data_directory(tmp_path: Path) -> None:
         pass
     holder.stdin.close()
     holder.stdout.close()
+
+
+def test_a_write_of_nothing_tells_whether_the_database_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline_engine.store.sqlite.BUSY_TIMEOUT", 10)
+    store = open_sqlite_store(tmp_path / "engine.db")
+    wal = tmp_path / "engine.db-wal"
+    before = wal.stat().st_size
+    store.write([])
+    assert wal.stat().st_size > before
+    other = apsw.Connection(str(tmp_path / "engine.db"))
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="locked"):
+        store.write([])
+    other.close()
+    store.write([])
+    store.close()
+
+
+def test_what_is_committed_is_not_taken_for_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_sqlite_store(tmp_path / "engine.db")
+
+    def fail() -> int:
+        raise apsw.BusyError
+
+    monkeypatch.setattr(store, "_measure", fail)
+    store.write([new_job("a")])
+    assert store.head(JobId("a")) is not None
+    store.close()

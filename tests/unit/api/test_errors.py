@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ from pipeline_engine.errors import (
 )
 
 
-def error_in(answer: Answer) -> dict:
+def error_in(answer: Answer) -> Any:
     assert isinstance(answer.body, bytes)
     body = json.loads(answer.body)
     assert set(body) == {"error"}

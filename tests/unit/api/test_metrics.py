@@ -53,7 +53,11 @@ async def test_prometheus_text_counts_jobs_and_followers(autojump_clock: MockClo
             "pipeline_engine_followers 1",
             "pipeline_engine_store_healthy 1",
             "# TYPE pipeline_engine_provider_calls_total counter",
+            'pipeline_engine_provider_first_token_seconds_bucket{kind="openai",le="+Inf"} 0',
+            'pipeline_engine_provider_tokens_total{kind="openai",direction="prompt"} 0',
+            "# TYPE pipeline_engine_provider_first_token_seconds histogram",
+            'pipeline_engine_provider_retries_total{kind="openai"} 0',
         ):
             assert line in text.split("\n"), line
-        sample = re.compile(r'[a-z_]+(\{[a-z]+="[^"]*"\})? [0-9.e+-]+')
+        sample = re.compile(r'[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")?\})? [0-9.e+-]+')
         assert all(line.startswith("# ") or sample.fullmatch(line) for line in text.removesuffix("\n").split("\n"))

@@ -102,3 +102,26 @@ async def test_a_loading_model_costs_no_attempt_until_its_time_is_over(autojump_
         job = await setting.run([llm("a", provider_override=override, retry={"max_attempts": 1})], ["go"])
         assert job.status is JobStatus.FAILED
         assert 30 <= trio.current_time() - began <= 33
+
+
+async def test_polls_of_a_server_that_loads_a_model_are_no_calls_of_the_budget(autojump_clock: MockClock) -> None:
+    loading = ProviderError(ErrorCode.PROVIDER_ERROR, "loading", loading=True)
+    registry = ScriptedRegistry({"m": [*[Script(tokens=(), error=loading)] * 5, Script()]})
+    async with open_setting(registry=registry) as setting:
+        job = await setting.run([llm("a", "m")], ["x"], limits={"max_provider_calls": 1})
+        assert job.status is JobStatus.SUCCEEDED
+        assert len(registry.calls) == 6
+
+
+async def test_limits_of_a_request_leave_the_others_of_the_pipeline_in_force(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry()
+    async with open_setting(registry=registry) as setting:
+        job = await setting.run(
+            [llm("a", mode="fanout")],
+            ["1", "2", "3"],
+            limits={"max_total_tokens": 1000},
+            pipeline={"limits": {"max_provider_calls": 2, "max_total_tokens": 1}},
+        )
+        assert job.error is not None
+        assert job.error.code == ErrorCode.BUDGET_EXCEEDED
+        assert len(registry.calls) == 2

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.lowlevel
 from tests.engine_setting import Script, ScriptedRegistry, Setting, llm, names, open_setting, statuses, texts
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pipeline_engine.engine import EngineLimits
-from pipeline_engine.errors import ErrorCode, NotFoundError, ProviderError, UnavailableError
+from pipeline_engine.errors import ErrorCode, NotFoundError, ProviderError, QueueFullError, UnavailableError
 from pipeline_engine.models import JobId, JobStatus
 
 
@@ -153,3 +154,65 @@ async def test_the_result_of_a_cancelled_job_holds_what_was_finished(autojump_cl
         job = await setting.engine.cancel(job.id)
         assert texts(job) == ["ok"]
         assert statuses(job) == {"a": "success", "b": "cancelled"}
+
+
+async def test_nobody_who_submits_hangs_when_the_engine_is_cancelled_from_outside() -> None:
+    answers: list[object] = []
+
+    async def submit(setting: Setting) -> None:
+        try:
+            answers.append(await setting.submit([llm("a")]))
+        except UnavailableError as exc:
+            answers.append(exc)
+
+    with trio.fail_after(5), trio.CancelScope() as scope:
+        async with open_setting() as setting, trio.open_nursery() as clients:
+            clients.start_soon(submit, setting)
+            clients.start_soon(submit, setting)
+            scope.cancel()
+    assert len(answers) == 2
+
+
+async def test_cancelled_jobs_do_not_pile_up_behind_one_that_keeps_the_queue_waiting(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"slow": [Script(first=1000)]})
+    async with open_setting(registry=registry, limits=EngineLimits(max_running_jobs=1)) as setting:
+        await setting.submit([llm("a", "slow")], ["x"])
+        for _ in range(200):
+            job = await setting.submit([llm("a")], ["x"])
+            await setting.engine.cancel(job.id)
+        assert len(setting.engine._queue._heap) < 100
+
+
+async def test_a_cancellation_while_the_daemon_stops_is_not_forgotten(autojump_clock: MockClock) -> None:
+    """It is carried out at once if the job has not let go, and after the next start otherwise."""
+    registry = slow()
+    async with open_setting(registry=registry) as setting, trio.open_nursery() as nursery:
+        job = await setting.submit([llm("a", "slow")])
+        await trio.sleep(1)
+        nursery.start_soon(setting.engine.drain, 0)
+        await trio.lowlevel.checkpoint()
+        cancelled = await setting.engine.cancel(job.id, "enough")
+        store = setting.store
+    if cancelled.status is not JobStatus.CANCELLED:
+        async with open_setting(registry=registry, store=store) as setting:
+            cancelled = await setting.engine.wait(job.id)
+    assert cancelled.status is JobStatus.CANCELLED
+    assert cancelled.error is not None
+    assert cancelled.error.message == "enough"
+
+
+async def test_jobs_that_are_being_stored_count_as_waiting(autojump_clock: MockClock) -> None:
+    refused: list[QueueFullError] = []
+    limits = EngineLimits(max_running_jobs=1, max_queued_jobs=3)
+    async with open_setting(registry=slow(), limits=limits) as setting:
+
+        async def submit() -> None:
+            try:
+                await setting.submit([llm("a", "slow")])
+            except QueueFullError as exc:
+                refused.append(exc)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(submit)
+        assert len(refused) >= 6

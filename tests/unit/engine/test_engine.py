@@ -259,6 +259,8 @@ async def test_only_what_failed_runs_again_and_finished_items_do_not(autojump_cl
         assert job.status is JobStatus.SUCCEEDED
         assert texts(job) == ["0", "1", "2", "3"]
         assert registry.prompts == ["c"]
+        completed = [e["data"] for e in setting.stored_events(job.id) if e["event"] == "item_completed"]
+        assert [item["shard_key"] for item in completed] == ["f-0", "f-1", "f-3", "f-2"]
 
 
 async def test_a_corrected_definition_is_used_unless_the_same_is_asked_for(autojump_clock: MockClock) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import trio
 from tests.engine_setting import Json, Script, ScriptedRegistry, llm, names, open_setting, statuses, texts
 from trio.testing import MockClock
 
-from pipeline_engine.errors import ErrorCode, ProviderError
+from pipeline_engine.errors import ErrorCode, ProviderError, StepError
 from pipeline_engine.models import JobStatus, Usage
 from pipeline_engine.steps.handlers import HandlerItem, Handlers
 
@@ -140,6 +142,25 @@ async def test_a_single_map_reads_what_it_depends_on_and_the_sources_otherwise(a
         assert texts(await setting.run(steps[:2], ["x", "y"])) == ["x\ny"]
 
 
+async def test_the_text_of_a_transform_is_parsed_as_its_format_asks(autojump_clock: MockClock) -> None:
+    def step(output_format: str) -> Json:
+        config = {"map": "template", "template": "{{ item.text }}"}
+        return {"id": "m", "kind": "map", "config": config, "output_format": output_format, "export": True}
+
+    async with open_setting() as setting:
+        for output_format, text, value in (
+            ("json_strict", '{"a": 1}', {"a": 1}),
+            ("json_loose", "{'a': 1,}", {"a": 1}),
+            ("json_loose", "no json", None),
+        ):
+            job = await setting.run([step(output_format)], [text])
+            assert job.result is not None
+            assert job.result.items[0].data["json"] == value
+        failed = await setting.run([step("json_strict")], ["no json"])
+        assert failed.error is not None
+        assert failed.error.code == "output_invalid"
+
+
 async def test_filtered_items_are_left_out(autojump_clock: MockClock) -> None:
     keep = {"map": "filter", "expression": "item.text == 'keep'", "split": {"by": "lines"}}
     steps = [
@@ -250,3 +271,35 @@ async def test_a_budget_ends_the_job(autojump_clock: MockClock) -> None:
             assert job.error.code == "budget_exceeded"
             assert next(iter(limits)) in job.error.message
             assert len(registry.calls) == calls
+
+
+async def test_per_item_over_a_single_step_knows_its_index(autojump_clock: MockClock) -> None:
+    prompt = {"user": "{{ index }}: {{ item.text }}"}
+    steps = [llm("a"), llm("b", "echo", mode="per_item", depends_on=["a"], prompt=prompt)]
+    async with open_setting(registry=ScriptedRegistry({"echo": [Script(echo=True)]})) as setting:
+        assert texts(await setting.run(steps, ["x"]), "b") == ["0: ok"]
+
+
+@pytest.mark.parametrize("exception", [SystemExit(3), ValueError("half a pair: \udcff")], ids=["exit", "surrogate"])
+async def test_whatever_a_handler_raises_fails_its_step_alone(
+    autojump_clock: MockClock, exception: BaseException
+) -> None:
+    async def bad(item: HandlerItem) -> None:
+        raise exception
+
+    handlers = Handlers()
+    handlers.add("bad", bad)
+    async with open_setting(handlers=handlers) as setting:
+        job = await setting.run([{"id": "a", "kind": "custom", "config": {"handler": "bad"}}])
+        assert job.status is JobStatus.FAILED
+        assert job.error is not None
+        assert job.error.code == ErrorCode.TOOL_FAILED
+        assert type(exception).__name__ in job.error.message
+
+
+def test_a_handler_whose_module_cannot_be_imported_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_handler_module.py").write_text("import sys\nsys.exit('no licence')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(StepError, match="SystemExit: no licence") as caught:
+        Handlers({"broken": "broken_handler_module:run"}).get("broken")
+    assert caught.value.code is ErrorCode.MISSING_DEPENDENCY

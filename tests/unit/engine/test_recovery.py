@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -11,9 +12,13 @@ from tests.engine_setting import Json, Script, ScriptedRegistry, Setting, llm, n
 from trio.testing import MockClock
 
 from pipeline_engine.engine import EngineLimits
+from pipeline_engine.events import Event
+from pipeline_engine.job_runner import Stop
 from pipeline_engine.models import Job, JobId, JobStatus
+from pipeline_engine.steps.context import JobState
 from pipeline_engine.steps.handlers import HandlerItem, Handlers
 from pipeline_engine.store.memory import MemoryStore
+from pipeline_engine.store.writer import Write
 
 
 async def run_until_crash(
@@ -259,3 +264,76 @@ async def test_crashes_at_any_moment_lose_and_repeat_nothing(autojump_clock: Moc
             if e["event"] == "item_completed"
         ]
         assert len(completed) == len(set(completed)) == 15
+
+
+async def test_a_restart_neither_forgets_nor_invents_what_a_job_has_spent(autojump_clock: MockClock) -> None:
+    async def run(item: HandlerItem) -> str:
+        return item.text
+
+    handlers = Handlers()
+    handlers.add("run", run)
+    store = MemoryStore()
+    registry = ScriptedRegistry({"slow": [Script(first=1)]})
+    steps = [
+        {"id": "c", "kind": "custom", "mode": "fanout", "config": {"handler": "run"}},
+        llm("a", "slow", mode="per_item", max_concurrency=1, depends_on=["c"]),
+    ]
+    # Five calls are made, and the one that the crash cuts short.
+    limits = {"max_provider_calls": 6}
+    with trio.CancelScope() as scope:
+        async with open_setting(store=store, registry=registry, handlers=handlers) as setting:
+            job_id = (await setting.submit(steps, list("12345"), limits=limits)).id
+            await trio.sleep(3.5)
+            scope.cancel()
+            await trio.sleep_forever()
+    async with open_setting(store=store, registry=registry, handlers=handlers) as setting:
+        job = await finish(setting, job_id)
+        assert job.status is JobStatus.SUCCEEDED
+        assert job.usage.prompt_tokens == 5
+        assert job.step_executions is not None
+        usage = job.step_executions[1].usage
+        assert usage is not None
+        assert usage.prompt_tokens == 5
+
+
+async def test_what_must_not_run_twice_is_noted_before_it_starts(autojump_clock: MockClock) -> None:
+    seen: list[list[str]] = []
+    store = MemoryStore()
+
+    async def run(item: HandlerItem) -> str:
+        seen.append([event.name for event in store.read_events(JobId(item.job_id))])
+        return "done"
+
+    handlers = Handlers()
+    handlers.add("run", run)
+    step = {"id": "a", "kind": "custom", "config": {"handler": "run", "idempotent": False}}
+    async with open_setting(store=store, handlers=handlers) as setting:
+        job = await setting.run([step], ["x"])
+        assert job.status is JobStatus.SUCCEEDED
+    assert "item_started" in seen[0]
+
+
+async def test_a_step_that_was_about_to_begin_does_not_undo_a_cancellation(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    async with open_setting(store=store, registry=ScriptedRegistry({"slow": [Script(first=1)]})) as setting:
+        job = await setting.submit([llm("a", "slow"), llm("b", depends_on=["a"])], ["x"])
+        live = setting.engine._live[job.id]
+        post = live.log.post
+
+        def post_and_cancel(events: Iterable[Event] = (), **changes: Any) -> Write:
+            events = list(events)
+            write = post(events, **changes)
+            if any(name == "step_completed" for name, _ in events):
+                live.request_stop(Stop.CANCELLED)
+                post(state=JobState(cancel_reason="enough"))
+            return write
+
+        live.log.post = post_and_cancel  # type: ignore[method-assign]
+        job = await setting.engine.wait(job.id)
+        assert job.status is JobStatus.CANCELLED
+        record = store.get_job(job.id)
+        assert record is not None
+        assert b"enough" in record.state
+        assert [event["data"]["step_id"] for event in setting.stored_events(job.id) if "step_st" in event["event"]] == [
+            "a"
+        ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 from tests.engine_setting import (
@@ -18,6 +20,8 @@ from trio.testing import MockClock
 
 from pipeline_engine.errors import ErrorCode, InvalidRequestError, ProviderError
 from pipeline_engine.models import JobStatus
+from pipeline_engine.store.base import JobChange, Operation
+from pipeline_engine.store.memory import MemoryStore
 
 BAD = Script(tokens=(), error=ProviderError(ErrorCode.PROVIDER_ERROR, "bad request"))
 
@@ -174,3 +178,24 @@ async def test_an_internal_error_fails_the_step_and_is_logged_once(
         assert job.error.code == "internal"
         assert job.id in job.error.message
     assert sum("internal error" in record.message for record in caplog.records) == 1
+
+
+async def test_an_end_that_cannot_be_stored_fails_its_job_alone(autojump_clock: MockClock) -> None:
+    class Picky(MemoryStore):
+        def write(self, operations: Sequence[Operation]) -> None:
+            for operation in operations:
+                if isinstance(operation, JobChange) and any(
+                    event.name == "job_completed" for event in operation.events
+                ):
+                    raise ValueError("the result is too big")
+            super().write(operations)
+
+    async with open_setting(store=Picky()) as setting:
+        job = await setting.run([llm("a")], ["x"])
+        assert job.status is JobStatus.FAILED
+        assert job.error is not None
+        assert job.error.code == ErrorCode.INTERNAL
+        events = setting.stored_events(job.id)
+        assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+        assert names(events)[-3:] == ["job_status", "job_failed", "stream_finished"]
+        assert (await setting.run([llm("a", "other")], ["y"])).status is JobStatus.FAILED

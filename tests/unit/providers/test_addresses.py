@@ -10,6 +10,7 @@ from pipeline_engine.providers.addresses import (
     normalise_base_uri,
     ollama_base_uri,
     origin_of,
+    with_port,
 )
 
 
@@ -92,3 +93,15 @@ def test_names_of_this_machine(host: str) -> None:
 @pytest.mark.parametrize("host", ["api.example", "10.0.0.1", "localhost.example", "128.0.0.1", ""])
 def test_names_of_other_machines(host: str) -> None:
     assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("http://127.0.0.1/v1", "http://127.0.0.1:4711/v1"),
+        ("http://localhost:80/health?deep=1", "http://localhost:4711/health?deep=1"),
+        ("http://[::1]:1", "http://[::1]:4711"),
+    ],
+)
+def test_a_port_takes_the_place_of_the_one_before(address: str, expected: str) -> None:
+    assert with_port(address, 4711) == expected

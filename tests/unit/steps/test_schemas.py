@@ -72,3 +72,13 @@ def test_a_schema_may_refer_to_itself(schema: Schema) -> None:
 def test_an_unusable_schema_gives_a_message_and_no_exception() -> None:
     assert "without end" in validate(1, {"$ref": "#"})[0]
     assert "http://x/y" in validate(1, {"$ref": "http://x/y"})[0]
+
+
+def test_a_pattern_that_takes_for_ever_is_given_up() -> None:
+    [fault] = validate("x" * 5000 + "z", {"pattern": r"^(x|xx)+(?<!z)y|^((x+)*)*\d$"})
+    assert "took longer than 0.1 s" in fault
+
+
+def test_a_pattern_that_is_none_is_told() -> None:
+    assert validate("x", {"pattern": "("})[0].startswith("$: '(' is not a regular expression")
+    assert validate(1, {"pattern": "("}) == []

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+import trio
 
 from pipeline_engine.errors import ErrorCode, StepError, TemplateError
 from pipeline_engine.models import MapOperation, ParseFormat, ReduceOperation, StepConfig
+from pipeline_engine.steps import transforms
 from pipeline_engine.steps.transforms import MapOutput, apply_map, apply_reduce, check_jmespath
 from pipeline_engine.templates import Templates
 
@@ -14,14 +18,23 @@ def item(text: str = "", json: object | None = None, label: str = "source 1") ->
     return {"text": text, "json": json, "label": label, "shard_key": None}
 
 
+def run(function: Callable[..., Any], settings: StepConfig, given: Any) -> Any:
+    """What the operation gives, on an event loop of its own."""
+    context = {"options": {"name": "Ada"}}
+    workers = trio.CapacityLimiter(1)
+    return trio.run(partial(function, settings, given, templates=Templates(), context=context, workers=workers))
+
+
 def mapped(operation: MapOperation, given: dict[str, Any], **config: Any) -> MapOutput | None:
     settings = StepConfig(map=operation, **config)
-    return apply_map(settings, given, templates=Templates(), context={"options": {"name": "Ada"}})
+    output: MapOutput | None = run(apply_map, settings, given)
+    return output
 
 
 def reduced(operation: ReduceOperation, given: list[dict[str, Any]], **config: Any) -> MapOutput:
     settings = StepConfig(reduce=operation, **config)
-    return apply_reduce(settings, given, templates=Templates(), context={"options": {"name": "Ada"}})
+    output: MapOutput = run(apply_reduce, settings, given)
+    return output
 
 
 def test_identity_keeps_text_and_json() -> None:
@@ -171,3 +184,16 @@ def test_jmespath_is_checked() -> None:
         message = check_jmespath(broken)
         assert message is not None
         assert "\n" not in message
+
+
+def test_a_pattern_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transforms, "PATTERN_SECONDS", 0.05)
+    with pytest.raises(StepError, match="longer than"):
+        mapped(MapOperation.REGEX, item("a" * 40), pattern=r"(?:a|aa)+b")
+
+
+def test_large_texts_are_worked_on_in_a_thread() -> None:
+    text = '{"a": "' + "x" * transforms.INLINE_CHARS + '"}'
+    output = mapped(MapOperation.PARSE, item(text), format=ParseFormat.JSON)
+    assert output is not None
+    assert output.has_json

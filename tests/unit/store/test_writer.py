@@ -154,5 +154,121 @@ async def test_closing_while_the_store_fails_gives_up_instead_of_hanging(
     write = writer.post(delete("a"))
     writer.close()
     await writer.run()
-    with pytest.raises(StoreError):
+    with pytest.raises(UnavailableError, match="the disk is gone"):
         await write.wait()
+
+
+async def test_a_store_that_failed_is_tried_again_even_if_nothing_waits(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    store = ScriptedStore()
+    writer = await start(nursery, store)
+    store.failure = StoreFullError("no space")
+    with pytest.raises(StoreFullError):
+        await writer.execute(delete("a"))
+    await trio.sleep(60)
+    assert writer.failure is not None
+    store.failure = None
+    await trio.sleep(10)
+    assert writer.failure is None
+    await writer.execute(delete("b"))
+    assert store.transactions == [[], ["b"]]
+    nursery.cancel_scope.cancel()
+
+
+async def test_refusals_do_not_pile_up_the_frames_of_those_before(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    store = ScriptedStore()
+    writer = await start(nursery, store)
+    store.failure = StoreFullError("no space")
+    depths = []
+    for _ in range(3):
+        with pytest.raises(StoreFullError) as refusal:
+            await writer.execute(delete("a"))
+        depths.append(len(refusal.traceback))
+    assert depths[1] == depths[2]
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_is_tried_alone_stays_in_order_when_the_store_fails_meanwhile(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    class FailingAfterThePoison(ScriptedStore):
+        def write(self, operations: Sequence[Operation]) -> None:
+            try:
+                super().write(operations)
+            except LookupError:
+                if len(operations) == 1:
+                    self.failure = StoreError("the disk is gone")
+                raise
+
+    store = FailingAfterThePoison()
+    writer = await start(nursery, store)
+    for name in ("a", "poison", "b", "c"):
+        writer.post(delete(name))
+    await trio.sleep(1)
+    writer.post(delete("d"))
+    store.failure = None
+    await writer.execute(delete("e"), refusable=False)
+    assert [name for names in store.transactions for name in names] == ["a", "b", "c", "d", "e"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_nobody_waits_for_a_writer_that_was_cancelled() -> None:
+    writer = StoreWriter(store=ScriptedStore())
+    before = writer.post(delete("a"))
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await writer.run()
+    behind = writer.post(delete("b"))
+    with trio.fail_after(1):
+        await before.wait()  # its commit had begun
+        with pytest.raises(UnavailableError):
+            await behind.wait()
+
+
+async def test_progress_is_proved_by_a_write_that_changes_nothing(nursery: trio.Nursery) -> None:
+    store = ScriptedStore()
+    writer = await start(nursery, store)
+    await writer.prove_progress()
+    assert store.transactions == [[]]
+    assert writer.commits == 0
+    writer.close()
+
+
+async def test_a_store_that_fails_makes_progress_too(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    store = ScriptedStore()
+    store.failure = StoreError("disk I/O error")
+    writer = await start(nursery, store)
+    for _ in range(3):
+        await writer.prove_progress()
+    assert writer.failure is not None
+    store.failure = None
+    writer.close()
+
+
+async def test_a_store_that_hangs_makes_none(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = await start(nursery, ScriptedStore())
+    answers = trio.Event()
+
+    async def hang(*arguments: object) -> None:
+        await answers.wait()
+
+    monkeypatch.setattr(writer._access, "call", hang)
+    with trio.move_on_after(60) as scope:
+        await writer.prove_progress()
+    assert scope.cancelled_caught
+    answers.set()
+    writer.close()
+
+
+async def test_after_its_end_progress_is_not_waited_for(nursery: trio.Nursery) -> None:
+    writer = await start(nursery, ScriptedStore())
+    writer.close()
+    await wait_all_tasks_blocked()
+    await writer.prove_progress()

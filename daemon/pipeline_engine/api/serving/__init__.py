@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline_engine.api.serving.guard import Guard, GuardSettings, host_names
-from pipeline_engine.api.serving.listeners import ListenError, describe_listener, open_listeners
+from pipeline_engine.api.serving.listeners import ListenError, describe_listener, describe_socket, open_listeners
 from pipeline_engine.api.serving.server import serve
 from pipeline_engine.api.serving.settings import ServeSettings
 
@@ -13,6 +13,7 @@ __all__ = [
     "ListenError",
     "ServeSettings",
     "describe_listener",
+    "describe_socket",
     "host_names",
     "open_listeners",
     "serve",

@@ -36,6 +36,8 @@ from pipeline_engine.api.serving.settings import ServeSettings
 
 RECEIVE_SIZE = 64 * 1024  # bytes
 MAX_PIPELINED = 64 * 1024  # bytes that are read while a response is under way, to notice that the client leaves
+MAX_JOINED = 16 * 1024  # bytes; of more than that, clients that do not read would each hold a second copy
+SEND_BUFFER = 256 * 1024  # bytes in the kernel for a client that does not read; by default it may be megabytes
 LINGER_S = 2.0  # how long input is thrown away after an early answer: a reset would destroy the answer on its way
 KEEPALIVE_PROBES = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a vanished peer is found in 30 s
 SILENCE_S = 10.0  # a peer that acknowledged nothing for so long has vanished
@@ -84,7 +86,7 @@ class Connection:
     async def run(self) -> None:
         """Raises nothing on account of what the client does."""
         if self._is_tcp:
-            _probe_idle_peer(self._socket)
+            _prepare(self._socket)
         try:
             async with trio.open_nursery() as requests:
                 protocol = self._protocol = self._make_protocol(requests)
@@ -249,6 +251,7 @@ class _Protocol(H11Protocol):
         self.max_body_bytes = service.settings.max_body_bytes
         self.body_bytes = 0
         self._method = b""
+        self._held_head = b""
 
     @property
     def wants_body(self) -> bool:
@@ -355,8 +358,29 @@ class _Protocol(H11Protocol):
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         # After an invalid message of the app h11 takes no other: there is nothing to do but to close.
-        if self.connection.our_state is not h11.ERROR:
-            await super()._send_h11_event(event)
+        if self.connection.our_state is h11.ERROR:
+            return
+        try:
+            pieces = self.connection.send_with_data_passthrough(event) or []  # None: for an event that we never send
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return
+        if isinstance(event, h11.Response) and _has_length(event):
+            # One write for the head and its body, which is there already; that of a stream may be long in coming.
+            self._held_head = b"".join(pieces)
+            return
+        pieces.insert(0, self._held_head)
+        self._held_head = b""
+        if sum(map(len, pieces)) <= MAX_JOINED:
+            pieces = [b"".join(pieces)]
+        for piece in pieces:
+            if piece:
+                await self.send(RawData(piece))
+
+
+def _has_length(response: h11.Response) -> bool:
+    return any(name == b"content-length" for name, _ in response.headers)
 
 
 class _Stream(HTTPStream):
@@ -391,8 +415,10 @@ class _Requests:
         return exchange.put
 
 
-def _probe_idle_peer(sock: trio.socket.SocketType) -> None:
+def _prepare(sock: trio.socket.SocketType) -> None:
+    """Find peers that vanish while nothing is sent, and hold little for those that do not read."""
     with suppress(OSError):  # it may have left already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER // 2)  # Linux doubles it
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in KEEPALIVE_PROBES.items():
             if hasattr(socket, name):

@@ -26,8 +26,12 @@ class ListenError(PipelineEngineError):
 
 def describe_listener(listener: trio.SocketListener) -> Address:
     """Where it listens: with the real port where 0 was asked for."""
-    name = listener.socket.getsockname()
-    if listener.socket.family == socket.AF_UNIX:
+    return describe_socket(listener.socket)
+
+
+def describe_socket(sock: socket.socket | trio.socket.SocketType) -> Address:
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
         return UnixAddress(os.fsdecode(name))
     return TcpAddress(name[0], name[1])
 
@@ -110,6 +114,7 @@ async def _listen_tcp(address: TcpAddress, backlog: int) -> list[trio.SocketList
 def _listen_unix(address: UnixAddress, mode: int, backlog: int) -> trio.SocketListener:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        Path(address.path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _remove_stale(address)
         sock.bind(address.path)
         Path(address.path).chmod(mode)  # before listen: until then nobody can connect, whatever the umask was

@@ -1,0 +1,152 @@
+"""`make bench`: measures, and writes docs/performance.md."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import trio
+
+from benchmarks.http import Client
+from benchmarks.measures import (
+    Bench,
+    Figures,
+    cancellations,
+    event_rate,
+    fanout_ms,
+    fill_store,
+    first_tokens,
+    follower_kib,
+    follower_lags,
+    idle,
+    latencies,
+    map_rate,
+    throughputs,
+)
+from benchmarks.processes import ROOT, Daemon, free_port, run_daemon, run_script
+from benchmarks.report import Row, write_report
+
+RUNS = 3
+
+
+async def measure(bench: Bench) -> list[Row]:
+    for _ in range(50):  # connections, caches and the first page of everything
+        await latencies(bench, rounds=1)
+    rows: list[Row] = []
+
+    def add(row: Row) -> None:
+        rows.append(row)
+        print(f"{row.measure}: {row.found} (goal {row.goal}; {row.baseline})", flush=True)
+
+    kib = Figures([bench.daemon.memory_kib() / 1024])
+    add(Row.at_most("idle memory", kib, 80, "MiB"))
+    add(Row.at_most("idle CPU", Figures([await idle(bench, seconds=10)]), 0.2, "% of a core"))
+
+    values = Figures([await follower_kib(bench, followers=400)])
+    add(Row.at_most("memory a follower", values, 40, "KiB"))
+
+    found = await first_tokens(bench, rounds=5)
+    added = found["first"].median - found["direct_first"].median
+    ratio = found["first"].median / found["direct_first"].median
+    add(
+        Row(
+            "first token through the daemon ÷ directly (100 tokens at 20 ms)",
+            "≤ 1.10, ≤ 3 ms added",
+            f"{ratio:.2f}, {added:.1f} ms added",
+            f"directly {found['direct_first'].median:.1f} ms",
+            met=ratio <= 1.10 and added <= 3,
+        )
+    )
+    for followers, goal in ((1, 5), (100, 25)):
+        through, direct = await follower_lags(bench, followers=followers)
+        baseline = f"as many clients that call the provider themselves: {direct.p99:.1f} ms"
+        name = f"token → follower's line, p99, {followers} follower{'s' if followers > 1 else ''}"
+        spread = f"{through.p99:.1f} ms (median {through.median:.1f}, longest {max(through.values):.1f})"
+        add(Row(name, f"≤ {goal} ms", spread, baseline, met=through.p99 <= goal))
+
+    found = await latencies(bench, rounds=150)
+    baseline = f"the bare call {found['direct'].median:.2f} ms, the floor {found['floor'].median:.2f} ms"
+    add(Row.at_most("one provider step, submit → terminal", found["one"], 5, "ms", baseline))
+    add(Row.at_most("a chain of three", found["three"], 10, "ms", baseline))
+
+    found = await throughputs(bench, rounds=RUNS, count=600)
+    share = found["jobs"].median / found["floor"].median
+    baseline = (
+        f"bare calls {found['direct'].median:.0f}/s; the floor {found['floor'].median:.0f}/s, of which the daemon "
+        f"reaches {share:.0%}; {found['cpu_ms'].median:.1f} ms of CPU a job"
+    )
+    add(Row.at_least("jobs a second, 64 in flight", found["jobs"], 600, "/s", baseline))
+
+    baseline = "the provider's own pause is 200 ms"
+    values = Figures([await fanout_ms(bench, at_once=50) for _ in range(RUNS)])
+    add(Row.at_most("50 sources × 200 ms fanout, max_concurrency 50", values, 230, "ms", baseline))
+    values = Figures([await fanout_ms(bench, at_once=None) for _ in range(RUNS)])
+    add(Row.at_most("the same at the default max_concurrency of 8", values, 7 * 200 + 30, "ms", "7 rounds of 200 ms"))
+
+    found = await cancellations(bench, rounds=50)
+    closed, event = found["closed"], found["event"]
+    add(Row("cancel → upstream connection closed, p99", "≤ 5 ms", closed.p99_text("ms"), "–", met=closed.p99 <= 5))
+    add(Row("cancel → terminal event at a follower, p99", "≤ 15 ms", event.p99_text("ms"), "–", met=event.p99 <= 15))
+
+    for followers, tokens, goal in ((1, 30_000, 30_000), (100, 5_000, 300_000)):
+        pairs = [await event_rate(bench, tokens=tokens, followers=followers) for _ in range(RUNS)]
+        baseline = f"tokens read from the provider directly: {Figures([pair[1] for pair in pairs]).median:,.0f}/s"
+        who = "one follower" if followers == 1 else "100 followers in all"
+        values = Figures([pair[0] for pair in pairs])
+        add(Row.at_least(f"events a second, stored and delivered to {who}", values, goal, "/s", baseline))
+
+    values = Figures([await map_rate(bench, items=10_000) for _ in range(RUNS)])
+    add(Row.at_least("map items a second in one job, events stored", values, 10_000, "/s"))
+    return rows
+
+
+def measure_start(scratch: Path, provider_port: int) -> Row:
+    filled, empty = scratch / "filled", scratch / "empty"
+    for home in (filled, empty):
+        home.mkdir()
+    fill_store(filled / "data")
+    seconds: dict[Path, list[float]] = {filled: [], empty: []}
+    for _ in range(RUNS):
+        for home, values in seconds.items():
+            daemon = Daemon(home, provider_port=provider_port, port=free_port())
+            values.append(daemon.start())
+            daemon.stop()
+    baseline = f"with an empty store {Figures(seconds[empty]).median:.2f} s"
+    return Row.at_most("start with 100,000 finished jobs → ready", Figures(seconds[filled]), 1, "s", baseline)
+
+
+def machine() -> dict[str, str]:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    return {
+        "CPU": f"{model}, {os.cpu_count()} cores",
+        "Kernel": f"{platform.system()} {platform.release().split('-')[0]}",
+        "Python": f"{platform.python_implementation()} {platform.python_version()}",
+        "Date": datetime.now(UTC).date().isoformat(),
+        "Load before the run": f"{os.getloadavg()[0]:.1f}",
+    }
+
+
+def main() -> int:
+    about = machine()
+    with tempfile.TemporaryDirectory() as name, run_script("benchmarks.provider") as provider_port:
+        scratch = Path(name)
+        rows = [measure_start(scratch, provider_port)]
+        print(f"{rows[0].measure}: {rows[0].found}", flush=True)
+        with (
+            run_script("benchmarks.floor", str(provider_port)) as floor_port,
+            run_daemon(scratch / "home", provider_port=provider_port) as daemon,
+        ):
+            bench = Bench(daemon, Client(daemon.port), Client(provider_port), Client(floor_port))
+            rows += trio.run(measure, bench)
+    about["Load after the run"] = f"{os.getloadavg()[0]:.1f}"
+    write_report(ROOT / "docs" / "performance.md", about, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""docs/performance.md: the figures as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.measures import Figures
+
+INTRODUCTION = """# Performance
+
+Written by `make bench`. The daemon, a scripted model server and the clients are processes on one machine, on loopback.
+Figures are medians with the lowest and the highest value of the same run in parentheses; a p99 is over all values of
+the run. Each stands beside a baseline from the same minutes: absolute times say more about the machine than about the
+program. *The floor* is `benchmarks/floor.py`: the same web framework, HTTP server, client connections and database,
+and of a job only the request, the model call and two commits.
+"""
+
+BOUNDS = """
+## What bounds it
+
+Jobs a second are bounded by one core: the daemon is one Python process with one event loop, and the clients and the
+model server of this benchmark want their share of the same machine. The disk is not the bound: what all jobs write at
+a time goes into one commit. The time of a job is spread evenly over the request (web framework, HTTP framing), the
+model call (HTTP framing, parsing of the stream), the tasks of the event loop, and the events themselves; the floor
+shows how much of it the libraries take before the first line of the engine.
+
+The default `max_concurrency` of a step is 8, so that a fanout over a local model does not drown it: 50 calls of 200 ms
+then take seven rounds. With `max_concurrency: 50` they take one.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measure, in words."""
+
+    measure: str
+    goal: str
+    found: str
+    baseline: str = "–"
+    met: bool = True
+
+    @classmethod
+    def at_most(cls, measure: str, figures: Figures, goal: float, unit: str, baseline: str = "–") -> Row:
+        return cls(measure, f"≤ {goal:,g} {unit}", figures.text(unit), baseline, met=figures.median <= goal)
+
+    @classmethod
+    def at_least(cls, measure: str, figures: Figures, goal: float, unit: str, baseline: str = "–") -> Row:
+        return cls(measure, f"≥ {goal:,g}{unit}", figures.text(unit), baseline, met=figures.median >= goal)
+
+
+def write_report(path: Path, machine: Mapping[str, str], rows: Sequence[Row]) -> None:
+    lines = [INTRODUCTION, "| machine | |", "|---|---|", *(f"| {name} | {value} |" for name, value in machine.items())]
+    lines += ["", "| measure | goal | found | baseline | |", "|---|---|---|---|---|"]
+    for row in rows:
+        lines.append(f"| {row.measure} | {row.goal} | {row.found} | {row.baseline} | {'' if row.met else 'missed'} |")
+    missed = [f"- {row.measure}: {row.found}, where the goal is {row.goal}." for row in rows if not row.met]
+    lines += ["", "## Missed goals", "", *(missed or ["None."]), BOUNDS]
+    path.write_text("\n".join(lines), encoding="utf-8")

@@ -1,0 +1,103 @@
+"""What the commands that are clients of the daemon share: the connection, its errors, and how they print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+import msgspec
+
+from pipeline_engine.cli.display import printable
+from pipeline_engine.documents import SUFFIXES, parse_document
+from pipeline_engine.errors import InvalidRequestError, Problem
+from pipeline_engine_sdk import ConnectionFailed, PipelineEngineClient, PipelineEngineError
+
+EXIT_REFUSED = 2
+EXIT_UNREACHABLE = 3
+EXIT_CANCELLED = 130
+EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": EXIT_CANCELLED}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def client_options(function: F) -> F:
+    """The options that every client command has: --url, --json."""
+    function = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+    return click.option(
+        "--url", metavar="URL", help="The daemon: http://HOST:PORT or unix:/path; else that of PIPELINE_ENGINE_URL."
+    )(function)
+
+
+@contextmanager
+def open_client(url: str | None) -> Iterator[PipelineEngineClient]:
+    """A client of the daemon. What goes wrong in the block ends the program with a message and its exit code."""
+    try:
+        with PipelineEngineClient(url) as client:
+            yield client
+    except ConnectionFailed as exc:
+        fail(exc.message, EXIT_UNREACHABLE)
+    except PipelineEngineError as exc:
+        fail(exc.message, EXIT_REFUSED)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the program with a message."""
+    click.echo(printable(f"pipeline-engine: {message}"), err=True)
+    sys.exit(code)
+
+
+def print_json(value: object) -> None:
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Columns as wide as their widest cell: an id that is cut could not be used."""
+    cells = [list(titles), *([printable(str(cell)).replace("\n", " ") for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_error(error: Mapping[str, Any], *, status: str) -> None:
+    """Why a job has not succeeded."""
+    details = error.get("details", {})
+    place = details.get("shard_key") or details.get("step_id")
+    where = f" in {place}" if place else ""
+    click.echo(printable(f"pipeline-engine: job {status}{where}: {error['code']}: {error['message']}"), err=True)
+    if details.get("stderr"):
+        click.echo(printable(details["stderr"].rstrip()), err=True)
+
+
+def is_file(text: str) -> bool:
+    """Whether the argument of a command that takes a FILE or a TYPE is a file's name."""
+    return Path(text).exists() or text.endswith(SUFFIXES) or "/" in text
+
+
+def read_definitions(name: str) -> list[dict[str, Any]]:
+    """The definitions in a file, as they stand there: one, a list of them, or `pipelines` with a list.
+
+    Raises InvalidRequestError; whether they make sense is for the daemon to say.
+    """
+    try:
+        value = parse_document(Path(name).read_bytes(), name=name).value
+    except OSError as exc:
+        raise InvalidRequestError([Problem("", f"cannot be read: {exc.strerror}")], source=name) from exc
+    if isinstance(value, dict) and isinstance(value.get("pipelines"), list):
+        value = value["pipelines"]
+    definitions = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
+    if not definitions:
+        raise InvalidRequestError([Problem("", "holds no definition")], source=name)
+    return definitions
+
+
+def read_definition(name: str) -> dict[str, Any]:
+    """The only definition in a file. Raises InvalidRequestError."""
+    definitions = read_definitions(name)
+    if len(definitions) != 1:
+        problem = Problem("", f"holds {len(definitions)} definitions; one is expected")
+        raise InvalidRequestError([problem], source=name)
+    return definitions[0]

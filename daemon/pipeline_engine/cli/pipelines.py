@@ -1,0 +1,148 @@
+"""`pipeline-engine pipelines`: list, show, validate, draw, put and delete definitions."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+import yaml
+
+from pipeline_engine.cli.client import (
+    EXIT_REFUSED,
+    client_options,
+    is_file,
+    open_client,
+    print_json,
+    print_table,
+    read_definition,
+    read_definitions,
+)
+from pipeline_engine.cli.display import printable
+from pipeline_engine.definitions import decode_definition
+from pipeline_engine.diagrams import to_dot, to_mermaid
+from pipeline_engine.errors import InvalidRequestError
+from pipeline_engine.models import PipelineDef
+from pipeline_engine.pipeline import Graph, check
+
+
+@click.group()
+def command() -> None:
+    """The definitions that the daemon knows."""
+
+
+@command.command("list")
+@client_options
+def list_pipelines(url: str | None, as_json: bool) -> None:
+    """List the pipelines that jobs can name."""
+    with open_client(url) as client:
+        pipelines = client.list_pipelines()
+    if as_json:
+        print_json({"pipelines": pipelines})
+    else:
+        rows = [(one.type, one.version, len(one.steps), one.description or "") for one in pipelines]
+        print_table(("PIPELINE", "VERSION", "STEPS", "DESCRIPTION"), rows)
+
+
+@command.command("show")
+@click.argument("pipeline_type", metavar="TYPE")
+@client_options
+def show_pipeline(pipeline_type: str, url: str | None, as_json: bool) -> None:
+    """Show a definition, as YAML."""
+    with open_client(url) as client:
+        definition = client.get_pipeline(pipeline_type)
+    if as_json:
+        print_json(definition)
+    else:
+        click.echo(printable(to_yaml(definition.to_dict())), nl=False)
+
+
+@command.command("validate")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@client_options
+def validate_pipelines(files: tuple[str, ...], url: str | None, as_json: bool) -> None:
+    """Check definition files with what the daemon knows: its profiles, handlers and limits. Stores nothing.
+
+    Exit codes: 0 all are sound, 2 one is not, 3 the daemon cannot be reached.
+    """
+    results: list[dict[str, Any]] = []
+    with open_client(url) as client:
+        for file in files:
+            for definition in read_definitions(file):
+                checked = client.validate_pipeline(definition)
+                results.append({"file": file, "type": definition.get("type"), **checked.to_dict()})
+    if as_json:
+        print_json({"results": results})
+    else:
+        for result in results:
+            click.echo(printable(f"{result['file']}: {result['type']}: {'ok' if result['valid'] else 'not valid'}"))
+            for problem in result.get("errors", ()):
+                click.echo(printable(f"  {problem['path']}: {problem['message']}"))
+    sys.exit(0 if all(result["valid"] for result in results) else EXIT_REFUSED)
+
+
+@command.command("graph")
+@click.argument("pipeline", metavar="TYPE-or-FILE")
+@click.option(
+    "--format", "format_", type=click.Choice(["mermaid", "dot", "text"]), default="mermaid", show_default=True
+)
+@client_options
+def draw_pipeline(pipeline: str, format_: str, url: str | None, as_json: bool) -> None:
+    """Draw a definition: for Mermaid, for Graphviz, or as text. A FILE is drawn without a daemon."""
+    if is_file(pipeline):
+        definition = decode_definition(read_definition(pipeline), source=pipeline)
+    else:
+        with open_client(url) as client:
+            definition = decode_definition(client.get_pipeline(pipeline).to_dict(), source=pipeline)
+    if problems := check(definition):
+        raise InvalidRequestError(problems, source=pipeline)
+    draw = {"mermaid": to_mermaid, "dot": to_dot, "text": to_text}[format_]
+    drawing = draw(definition)
+    if as_json:
+        print_json({"format": format_, "graph": drawing})
+    else:
+        click.echo(printable(drawing), nl=False)
+
+
+@command.command("put")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@client_options
+def put_pipelines(files: tuple[str, ...], url: str | None, as_json: bool) -> None:
+    """Register the definitions of files with the daemon, or replace them."""
+    with open_client(url) as client:
+        stored = [client.put_pipeline(definition) for file in files for definition in read_definitions(file)]
+    if as_json:
+        print_json({"pipelines": stored})
+    else:
+        for one in stored:
+            click.echo(printable(f"{one.type} {one.version}"))
+
+
+@command.command("delete")
+@click.argument("pipeline_type", metavar="TYPE")
+@client_options
+def delete_pipeline(pipeline_type: str, url: str | None, as_json: bool) -> None:
+    """Remove a definition that was put."""
+    with open_client(url) as client:
+        client.delete_pipeline(pipeline_type)
+    if as_json:
+        print_json({"deleted": pipeline_type})
+
+
+def to_yaml(value: object) -> str:
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
+def to_text(definition: PipelineDef) -> str:
+    """The graph of the definition as text: each step below those that it depends on, which it names."""
+    graph = Graph(definition)
+    steps = {step.id: step for step in definition.steps}
+    lines = [f"graph of {definition.type}"]
+    for step_id in graph.order:
+        step = steps[step_id]
+        depth = len(graph.ancestors(step_id))
+        needs = f"  <- {', '.join(step.depends_on)}" if step.depends_on else ""
+        mark = " *" if step.export else ""
+        lines.append(f"{'  ' * min(depth, 20)}{step_id} [{step.kind}, {step.mode}]{mark}{needs}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,102 @@
+"""`pipeline-engine submit`: a job for the daemon."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+import msgspec
+
+from pipeline_engine.cli.client import (
+    EXIT_CANCELLED,
+    EXIT_CODES,
+    client_options,
+    is_file,
+    open_client,
+    print_json,
+    read_definition,
+)
+from pipeline_engine.cli.follow import choose_display, print_results, show_events
+from pipeline_engine.cli.sources import parse_option, parse_source
+from pipeline_engine_sdk import Job, PipelineEngineClient
+
+
+@click.command()
+@click.argument("pipeline", metavar="FILE-or-TYPE")
+@click.option(
+    "--source", "-s", "sources", multiple=True, metavar="KIND:LABEL=FILE", help="An input; - is standard input."
+)
+@click.option("--option", "-o", "options", multiple=True, metavar="NAME=VALUE", help="An option; JSON, or else a text.")
+@click.option("--label", "-l", "labels", multiple=True, metavar="NAME=VALUE", help="A label to find the job by.")
+@click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher runs earlier.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), help="Seconds the job may take.")
+@click.option("--dry-run", is_flag=True, help="Render the prompts and walk the steps, but call nobody.")
+@click.option("--key", metavar="KEY", help="An idempotency key: submitted again, it is the same job.")
+@click.option("--follow", "-f", "follows", is_flag=True, help="Show the job as it runs, and print its results.")
+@click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+@client_options
+def command(
+    pipeline: str,
+    sources: tuple[str, ...],
+    options: tuple[str, ...],
+    labels: tuple[str, ...],
+    priority: int,
+    timeout_s: float | None,
+    dry_run: bool,
+    key: str | None,
+    follows: bool,
+    quiet: bool,
+    url: str | None,
+    as_json: bool,
+) -> None:
+    """Submit a job: the TYPE of a pipeline that the daemon knows, or a definition FILE. Prints the job's id.
+
+    With --follow Ctrl-C cancels the job. Exit codes: 0 ok, 1 the job failed, 2 usage or refused, 3 the daemon cannot be
+    reached, 130 cancelled.
+    """
+    request: dict[str, Any] = {
+        "input": {
+            "sources": [msgspec.to_builtins(parse_source(text)) for text in sources],
+            "options": dict(parse_option(text) for text in options),
+        },
+        "labels": dict(_label(text) for text in labels),
+        "priority": priority,
+        "timeout_s": timeout_s,
+        "dry_run": dry_run,
+    }
+    if is_file(pipeline):
+        request["pipeline"] = read_definition(pipeline)
+    else:
+        request["pipeline_type"] = pipeline
+    with open_client(url) as client:
+        job = client.create_job(request, idempotency_key=key)
+        if follows:
+            job = _follow(client, job, quiet=quiet or as_json)
+    if as_json:
+        print_json({"job": job})
+    elif follows:
+        print_results(job)
+    else:
+        click.echo(job.id)
+    if follows:
+        sys.exit(EXIT_CODES[job.status])
+
+
+def _follow(client: PipelineEngineClient, job: Job, *, quiet: bool) -> Job:
+    """The job at its end; the first Ctrl-C cancels it, a second one does not wait for that."""
+    try:
+        try:
+            show_events(client.follow_job(job.id), choose_display(quiet=quiet))
+        except KeyboardInterrupt:
+            return client.cancel_job(job.id, reason="cancelled by the user")
+        return client.get_job(job.id)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_CANCELLED)
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+    return name, value

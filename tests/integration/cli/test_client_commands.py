@@ -1,0 +1,250 @@
+"""The commands that are clients of the daemon, as processes against one real daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.daemon_process import PATIENCE, DaemonProcess, until
+
+from pipeline_engine_sdk import PipelineEngineClient
+
+COMMAND = [sys.executable, "-m", "pipeline_engine"]
+GOOD = 'type: put.v1\nversion: "2"\nsteps:\n  - {id: a, kind: map, config: {map: identity}}\n'
+BAD = "type: put.v1\nsteps:\n  - {id: a, kind: magic}\n"
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    daemon = DaemonProcess(tmp_path_factory.mktemp("d") / "home").start()
+    yield daemon
+    daemon.close()
+
+
+@pytest.fixture
+def client(daemon: DaemonProcess) -> Iterator[PipelineEngineClient]:
+    with PipelineEngineClient(daemon.url) as client:
+        yield client
+
+
+def call(daemon: DaemonProcess, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = daemon.environment | variables
+    return subprocess.run(
+        [*COMMAND, *arguments], env=environment, capture_output=True, encoding="utf-8", timeout=PATIENCE, check=False
+    )
+
+
+def ok(daemon: DaemonProcess, *arguments: str) -> str:
+    done = call(daemon, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def ok_json(daemon: DaemonProcess, *arguments: str) -> Any:
+    return json.loads(ok(daemon, *arguments, "--json"))
+
+
+def shell_job(client: PipelineEngineClient, script: str) -> str:
+    return client.create_job({"pipeline_type": "shell.v1", "input": {"options": {"script": script}}}).id
+
+
+def test_submit_follows_a_job_and_prints_its_result(daemon: DaemonProcess) -> None:
+    done = call(daemon, "submit", "words.v1", "--source", f"note:in={daemon.home / 'config.toml'}", "--follow")
+    assert (done.returncode, done.stdout) == (0, "1 sources\n")
+    assert "Count: success" in done.stderr
+    assert call(daemon, "submit", "words.v1", "--follow", "--quiet").stderr == ""
+
+
+def test_submit_prints_the_id_of_the_job(daemon: DaemonProcess) -> None:
+    arguments = ("submit", "words.v1", "--label", "team=a", "--key", "k1")
+    job_id = ok(daemon, *arguments).strip()
+    assert job_id.startswith("job_")
+    assert ok_json(daemon, *arguments)["job"]["id"] == job_id
+    assert ok_json(daemon, "jobs", "list", "--label", "team=a")["jobs"][0]["id"] == job_id
+    assert ok_json(daemon, "jobs", "list", "--label", "team=b") == {"jobs": []}
+
+
+def test_submit_takes_a_definition_from_a_file(daemon: DaemonProcess, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(GOOD, encoding="utf-8")
+    assert ok_json(daemon, "submit", str(tmp_path / "p.yaml"), "--follow")["job"]["pipeline_type"] == "put.v1"
+    missing = call(daemon, "submit", str(tmp_path / "none.yaml"))
+    assert (missing.returncode, "none.yaml" in missing.stderr) == (2, True)
+
+
+def test_a_failed_job_is_told_and_counts_as_one(daemon: DaemonProcess) -> None:
+    done = call(daemon, "submit", "shell.v1", "--option", "script=echo no >&2; exit 3", "--follow")
+    assert done.returncode == 1
+    assert "tool_failed" in done.stderr
+    assert "no" in done.stderr.splitlines()
+
+
+def test_ctrl_c_on_submit_cancels_the_job(daemon: DaemonProcess, client: PipelineEngineClient) -> None:
+    label = "--label=test=ctrl-c"
+    process = subprocess.Popen(
+        [*COMMAND, "submit", "shell.v1", "--option", "script=sleep 60", "--follow", label],
+        env=daemon.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    until(lambda: any(job.status == "running" for job in client.list_jobs(labels={"test": "ctrl-c"}).jobs))
+    time.sleep(0.2)  # so that it follows, and does not only submit
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, "Traceback" in errors) == (130, False)
+    assert [job.status for job in client.list_jobs(labels={"test": "ctrl-c"}).jobs] == ["cancelled"]
+
+
+def test_follow_shows_a_job_and_ctrl_c_leaves_it_alone(daemon: DaemonProcess, client: PipelineEngineClient) -> None:
+    job_id = shell_job(client, "echo out")
+    assert ok(daemon, "follow", job_id) == "out\n"
+    lines = [json.loads(line) for line in ok(daemon, "follow", job_id, "--json", "--after-seq", "2").splitlines()]
+    assert [line["seq"] for line in lines] == list(range(3, lines[-1]["seq"] + 1))
+    slow = shell_job(client, "sleep 60")
+    process = subprocess.Popen(
+        [*COMMAND, "follow", slow, "--json"], env=daemon.environment, stdout=subprocess.PIPE, encoding="utf-8"
+    )
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["event"] == "job_queued"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=PATIENCE)
+    assert (process.returncode, client.get_job(slow).is_final) == (130, False)
+    client.cancel_job(slow)
+
+
+def test_tokens_come_live_on_a_terminal(daemon: DaemonProcess, client: PipelineEngineClient) -> None:
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "submit", "shell.v1", "--option", "script=echo token-one; sleep 60", "--follow"],
+        env=daemon.environment | {"TERM": "xterm"},
+        stdout=follower,
+        stderr=follower,
+        stdin=follower,
+    )
+    os.close(follower)
+    shown = b""
+    while b"token-one" not in shown:
+        shown += os.read(leader, 65536)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 130
+    os.close(leader)
+
+
+def test_jobs_are_shown_cancelled_rerun_and_deleted(daemon: DaemonProcess, client: PipelineEngineClient) -> None:
+    job_id = ok_json(daemon, "submit", "words.v1", "--follow")["job"]["id"]
+    shown = ok(daemon, "jobs", "show", job_id)
+    assert "succeeded" in shown
+    assert "0 sources" in shown
+    assert job_id in ok(daemon, "jobs", "list", "--limit", "3", "--type", "words.v1")
+    rerun = ok(daemon, "jobs", "rerun", job_id, "--reuse-upstream").strip()
+    assert client.wait_job(rerun).parent_job_id == job_id
+    ok(daemon, "jobs", "delete", job_id, rerun)
+    gone = call(daemon, "jobs", "show", job_id)
+    assert (gone.returncode, job_id in gone.stderr) == (2, True)
+    slow = shell_job(client, "sleep 60")
+    assert slow in ok(daemon, "jobs", "top")
+    assert ok_json(daemon, "jobs", "cancel", slow, "--reason", "why not")["job"]["status"] == "cancelled"
+    error = client.get_job(slow).error
+    assert error is not None
+    assert "why not" in error.message
+
+
+def test_definitions_are_listed_checked_drawn_and_put(daemon: DaemonProcess, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(GOOD, encoding="utf-8")
+    bad.write_text(BAD, encoding="utf-8")
+    assert ok(daemon, "pipelines", "put", str(good)) == "put.v1 2\n"
+    assert "put.v1" in ok(daemon, "pipelines", "list")
+    assert "kind: map" in ok(daemon, "pipelines", "show", "put.v1")
+    assert ok(daemon, "pipelines", "validate", str(good)).endswith("put.v1: ok\n")
+    done = call(daemon, "pipelines", "validate", str(good), str(bad))
+    assert (done.returncode, "steps[0].kind" in done.stdout) == (2, True)
+    assert ok(daemon, "pipelines", "graph", "words.v1").startswith("flowchart TD")
+    assert "digraph" in ok(daemon, "pipelines", "graph", str(good), "--format", "dot")
+    assert "  count [reduce, single] *  <- each" in ok(daemon, "pipelines", "graph", "words.v1", "--format", "text")
+    assert call(daemon, "pipelines", "put", str(bad)).returncode == 2
+    ok(daemon, "pipelines", "delete", "put.v1")
+    assert call(daemon, "pipelines", "show", "put.v1").returncode == 2
+
+
+def test_profiles_are_listed_and_changed_without_their_keys(daemon: DaemonProcess) -> None:
+    arguments = ("providers", "set", "cloud", "--kind", "openai", "--base-uri", "http://127.0.0.1:9")
+    done = call(daemon, *arguments, "--api-key-env", "CLOUD_KEY", CLOUD_KEY="sk-hidden")
+    assert done.returncode == 0, done.stderr
+    ok(daemon, "providers", "set", "cloud", "--model", "m2", "--extra", '{"timeout_s": 5}')
+    [cloud] = [one for one in ok_json(daemon, "providers", "list")["providers"] if one["id"] == "cloud"]
+    assert (cloud["default_model"], cloud["api_key_set"], cloud["extra"]) == ("m2", True, {"timeout_s": 5})
+    assert "sk-hidden" not in ok(daemon, "providers", "list")
+    assert call(daemon, *arguments, "--api-key-env", "NO_SUCH_KEY").returncode == 2
+    assert call(daemon, "providers", "set", "cloud", "--extra", "{").returncode == 2
+
+
+def test_settings_are_shown_with_their_origin(daemon: DaemonProcess) -> None:
+    settings = ok_json(daemon, "config", "show")["settings"]
+    assert settings["limits.max_running_jobs"] == {"value": 64, "origin": "default"}
+    assert "PIPELINE_ENGINE_DATA_DIR" in settings["data_dir"]["origin"]
+    assert "config.toml:2" in settings["providers.shell"]["origin"]
+    done = call(daemon, "config", "show", PIPELINE_ENGINE_API_KEY="sk-hidden")
+    assert (done.returncode, "sk-hidden" in done.stdout) == (0, False)
+
+
+def test_doctor_finds_all_well_or_says_what_is_not(daemon: DaemonProcess) -> None:
+    checks = {one["check"]: one["state"] for one in ok_json(daemon, "doctor")["checks"]}
+    assert {checks[name] for name in ("python", "configuration", "data directory", "daemon", "store")} == {"ok"}
+    broken = daemon.home / "broken.toml"
+    broken.write_text("[limits]\nbogus = 1\n", encoding="utf-8")
+    done = call(daemon, "doctor", PIPELINE_ENGINE_CONFIG=str(broken))
+    assert (done.returncode, "bogus" in done.stdout) == (1, True)
+    assert call(daemon, "doctor", "--url", "http://127.0.0.1:9").returncode == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("jobs", "list"),
+        ("submit", "words.v1"),
+        ("follow", "job_x"),
+        ("pipelines", "list"),
+        ("providers", "list"),
+    ],
+)
+def test_a_daemon_that_cannot_be_reached_is_named(daemon: DaemonProcess, arguments: tuple[str, ...]) -> None:
+    done = call(daemon, *arguments, PIPELINE_ENGINE_URL="http://127.0.0.1:9")
+    assert (done.returncode, "http://127.0.0.1:9" in done.stderr, "Traceback" in done.stderr) == (3, True, False)
+
+
+def test_the_unix_socket_is_as_good(daemon: DaemonProcess) -> None:
+    assert "words.v1" in ok(daemon, "pipelines", "list", "--url", f"unix:{daemon.socket}")
+
+
+def test_a_first_pipeline_runs_as_it_is_written(daemon: DaemonProcess, tmp_path: Path) -> None:
+    file = tmp_path / "first.yaml"
+    ok(daemon, "init", str(file))
+    done = call(daemon, "submit", str(file), "--source", f"note:me={file}", "--follow")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("me: ")
+    again = call(daemon, "init", str(file))
+    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+
+
+def test_convert_translates_what_it_can_and_names_the_rest(daemon: DaemonProcess, tmp_path: Path) -> None:
+    old = tmp_path / "old.yaml"
+    prompt = "{{range .Sources}}{{.Content}}{{end}}"
+    old.write_text(f"type: o.v1\nsteps:\n  - {{id: a, kind: llm, prompt: {{user: '{prompt}'}}}}\n", encoding="utf-8")
+    converted = ok_json(daemon, "convert", str(old))
+    expected = "{% for source in sources %}{{ source.content }}{% endfor %}"
+    assert converted["result"]["steps"][0]["prompt"]["user"] == expected
+    template = tmp_path / "t.tmpl"
+    template.write_text('{{.Options.X}} {{template "y"}}', encoding="utf-8")
+    done = call(daemon, "convert", str(template), "-o", str(tmp_path / "new.txt"))
+    assert (done.returncode, "template has no counterpart" in done.stderr) == (1, True)
+    assert (tmp_path / "new.txt").read_text(encoding="utf-8").startswith("{{ options.x }}")

@@ -1,0 +1,95 @@
+"""The engine on a real database: long chains, wide fanouts, large sources, and memory that is bounded by what is live."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+from tests.engine_setting import Json, Setting, names, open_setting, texts
+
+from pipeline_engine.models import JobStatus
+from pipeline_engine.store.base import DeleteJobs
+from pipeline_engine.store.sqlite import open_sqlite_store
+
+
+@asynccontextmanager
+async def on_disk(tmp_path: Path) -> AsyncIterator[Setting]:
+    store = open_sqlite_store(tmp_path / "engine.db")
+    async with open_setting(store=store, artifacts=tmp_path / "artifacts") as setting:
+        yield setting
+    store.close()
+
+
+def identity(step_id: str, **step: object) -> Json:
+    return {"id": step_id, "kind": "map", "config": {"map": "identity"}, **step}
+
+
+async def test_a_chain_of_a_hundred_steps_stores_every_event(tmp_path: Path) -> None:
+    chain = [identity(f"m{n}", depends_on=[f"m{n - 1}"] if n else [], export=n == 99) for n in range(100)]
+    async with on_disk(tmp_path) as setting:
+        job = await setting.run(chain, ["x"])
+        assert texts(job) == ["x"]
+        events = setting.stored_events(job.id)
+        assert [event["seq"] for event in events] == list(range(1, job.last_seq + 1))
+        assert names(events).count("step_completed") == 100
+        assert len(await setting.engine.checkpoints(job.id)) == 100
+
+
+async def test_a_fanout_of_a_thousand_items_stores_every_event(tmp_path: Path) -> None:
+    async with on_disk(tmp_path) as setting:
+        job = await setting.run([identity("w", mode="fanout", export=True)], [str(n) for n in range(1000)])
+        assert texts(job) == [str(n) for n in range(1000)]
+        events = setting.stored_events(job.id)
+        assert [event["seq"] for event in events] == list(range(1, job.last_seq + 1))
+        assert names(events).count("item_completed") == 1000
+
+
+async def test_ten_megabytes_and_odd_characters_pass_unharmed(tmp_path: Path) -> None:
+    odd = "a\u2028b\u2029c\u0085d\x0b\x0ce\x00f {{ sources }} {% raw %} \U0001f600 日本語\r\nend"
+    large = "é" * 5_000_000
+    async with on_disk(tmp_path) as setting:
+        for text in (odd, large):
+            job = await setting.run([identity("m", export=True)], [text])
+            assert texts(job) == [text]
+            assert job.input is not None
+            assert job.input.sources[0].content == text
+            followed = [event async for event in setting.follow(job.id)]
+            assert followed == setting.stored_events(job.id)
+
+
+def resident_mib() -> float:
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+async def test_finished_jobs_cost_no_memory(tmp_path: Path) -> None:
+    """A hundred megabytes go through the engine; what stays is what it needs for one of them."""
+    async with on_disk(tmp_path) as setting:
+        before = 0.0
+        for turn in range(50):
+            job = await setting.run([identity("m", export=True)], ["x" * 2_000_000])
+            assert job.status is JobStatus.SUCCEEDED
+            await setting.writer.execute(DeleteJobs([job.id]))
+            del job
+            if turn == 9:
+                gc.collect()
+                before = resident_mib()
+        gc.collect()
+        assert resident_mib() - before < 60
+        assert setting.engine._live == {}
+        assert setting.engine._events._live == {}
+        assert setting.engine._kept_bytes == 0
+
+
+async def test_jobs_that_wait_keep_their_large_inputs_on_disk(tmp_path: Path) -> None:
+    async with on_disk(tmp_path) as setting:
+        jobs = [await setting.submit([identity("m", export=True)], [f"{n}" * 1_500_000]) for n in range(8)]
+        for n, job in enumerate(jobs):
+            done = await setting.engine.wait(job.id)
+            assert texts(done) == [f"{n}" * 1_500_000]
+        assert msgspec.json.decode((await setting.engine.checkpoints(jobs[0].id))[0])["step_id"] == "m"

@@ -1,0 +1,185 @@
+"""Bringing changed files into force, with a real engine and real files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from tests.api_setting import NOWHERE
+
+from pipeline_engine.assembly import LocalEngine, open_engine
+from pipeline_engine.config import LogLevel
+from pipeline_engine.config_loader import load_config
+from pipeline_engine.errors import UnknownPipelineError
+from pipeline_engine.file_watch import open_file_watch
+from pipeline_engine.models import ProviderKind, ProviderProfile
+from pipeline_engine.reload import Reloader, reload_on_changes
+from pipeline_engine.store.artifacts import ArtifactFiles
+from pipeline_engine.store.memory import MemoryStore
+
+
+@dataclass(slots=True)
+class Setting:
+    local: LocalEngine
+    reloader: Reloader
+    config_file: Path
+    pipelines: Path
+    log_levels: list[LogLevel] = field(default_factory=list)
+
+    def version_of(self, pipeline_type: str) -> str | None:
+        try:
+            return self.local.catalog.pipelines.find(pipeline_type).definition.version
+        except UnknownPipelineError:
+            return None
+
+
+@asynccontextmanager
+async def open_setting(tmp_path: Path) -> AsyncGenerator[Setting, None]:
+    config_file, pipelines = tmp_path / "config.toml", tmp_path / "pipelines"
+    pipelines.mkdir()
+    write(config_file, "")
+    load = partial(load_config, environ=NOWHERE, config_file=config_file, overrides={"pipelines_dir": str(pipelines)})
+    config = load()
+    artifacts = ArtifactFiles(tmp_path / "artifacts")
+    async with open_engine(config, store=MemoryStore(), artifacts=artifacts, environ={}) as local:
+        levels: list[LogLevel] = []
+        reloader = Reloader(config=config, local=local, load=load, use_log_level=levels.append)
+        await reloader.use_definitions()
+        yield Setting(local, reloader, config_file, pipelines, levels)
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def definition(version: str, *, pipeline_type: str = "p.v1", profile: str | None = None) -> str:
+    step = "{id: a, kind: map, config: {map: identity}}"
+    if profile is not None:
+        step = f"{{id: a, kind: llm, provider_profile_id: {profile}}}"
+    return f"type: {pipeline_type}\nversion: '{version}'\nsteps: [{step}]\n"
+
+
+PROFILE = '[[providers]]\nid = "mine"\nkind = "openai"\nbase_uri = "http://127.0.0.1:9"\ndefault_model = "%s"\n'
+
+
+async def test_definitions_follow_their_files(tmp_path: Path) -> None:
+    async with open_setting(tmp_path) as setting:
+        file = setting.pipelines / "p.yaml"
+        for version in ("1", "2"):
+            write(file, definition(version))
+            await setting.reloader.reload()
+            assert setting.version_of("p.v1") == version
+        file.unlink()
+        await setting.reloader.reload()
+        assert setting.version_of("p.v1") is None
+
+
+async def test_a_bad_file_keeps_its_last_good_version_and_says_why_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_setting(tmp_path) as setting:
+        file = setting.pipelines / "p.yaml"
+        write(file, definition("1"))
+        await setting.reloader.reload()
+        write(file, "type: p.v1\nsteps: [{id: a, kind: magic}]\n")
+        write(setting.pipelines / "q.yaml", definition("1", pipeline_type="q.v1"))
+        with caplog.at_level(logging.ERROR):
+            await setting.reloader.reload()
+            await setting.reloader.reload()
+        assert (setting.version_of("p.v1"), setting.version_of("q.v1")) == ("1", "1")
+        [record] = caplog.records
+        assert f"{file}: line 2: steps[0].kind" in record.getMessage()
+        assert "magic" in record.getMessage()
+        write(file, definition("2"))
+        await setting.reloader.reload()
+        assert setting.version_of("p.v1") == "2"
+
+
+async def test_a_directory_that_cannot_be_read_takes_nothing_away(tmp_path: Path) -> None:
+    async with open_setting(tmp_path) as setting:
+        write(setting.pipelines / "p.yaml", definition("1"))
+        await setting.reloader.reload()
+        setting.pipelines.rename(tmp_path / "elsewhere")
+        await setting.reloader.reload()
+        assert setting.version_of("p.v1") == "1"
+
+
+async def test_profiles_follow_the_configuration(tmp_path: Path) -> None:
+    async with open_setting(tmp_path) as setting:
+        registry = setting.local.registry
+        for model in ("one", "two"):
+            write(setting.config_file, PROFILE % model)
+            await setting.reloader.reload()
+            profile = registry.get("mine")
+            assert profile is not None
+            assert profile.default_model == model
+        write(setting.config_file, "")
+        await setting.reloader.reload()
+        assert registry.get("mine") is None
+        assert registry.get("default-ollama") is not None
+
+
+async def test_a_profile_and_a_definition_that_needs_it_may_come_together(tmp_path: Path) -> None:
+    async with open_setting(tmp_path) as setting:
+        put = ProviderProfile(id="put", kind=ProviderKind.OPENAI, base_uri="http://127.0.0.1:9")
+        await setting.local.catalog.put_profile(put)
+        write(setting.config_file, PROFILE % "m")
+        write(setting.pipelines / "p.yaml", definition("1", profile="mine"))
+        write(setting.pipelines / "q.yaml", definition("1", pipeline_type="q.v1", profile="put"))
+        await setting.reloader.reload()
+        assert (setting.version_of("p.v1"), setting.version_of("q.v1")) == ("1", "1")
+
+
+async def test_a_bad_configuration_changes_nothing_but_definitions_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_setting(tmp_path) as setting:
+        write(setting.config_file, PROFILE % "good")
+        await setting.reloader.reload()
+        write(setting.config_file, "[limits]\nmax_running_job = 1\n")
+        write(setting.pipelines / "p.yaml", definition("1"))
+        with caplog.at_level(logging.ERROR):
+            await setting.reloader.reload()
+        assert setting.local.registry.get("mine") is not None
+        assert setting.version_of("p.v1") == "1"
+        assert f"{setting.config_file}: line 2: limits.max_running_job" in caplog.text
+
+
+async def test_the_log_level_changes_and_the_rest_asks_for_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_setting(tmp_path) as setting:
+        write(setting.config_file, 'log_level = "debug"\n[limits]\nmax_running_jobs = 3\n[handlers]\nh = "m:f"\n')
+        with caplog.at_level(logging.WARNING):
+            await setting.reloader.reload()
+            await setting.reloader.reload()
+        assert setting.log_levels == [LogLevel.DEBUG]
+        [record] = caplog.records
+        assert record.getMessage().endswith("after a restart: limits.max_running_jobs, handlers")
+
+
+async def test_changes_are_noticed_without_being_asked(tmp_path: Path) -> None:
+    async with open_setting(tmp_path) as setting, trio.open_nursery() as nursery:
+        with open_file_watch() as watch:
+            nursery.start_soon(reload_on_changes, setting.reloader, watch)
+            await trio.testing.wait_all_tasks_blocked()
+            write(setting.pipelines / "p.yaml", definition("1"))
+            await until(lambda: setting.version_of("p.v1") == "1")
+            write(setting.config_file, PROFILE % "m")
+            await until(lambda: setting.local.registry.get("mine") is not None)
+            nursery.cancel_scope.cancel()
+
+
+async def until(check: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if check():
+            return
+        await trio.sleep(0.02)
+    raise AssertionError("it did not happen within 10 s")
