@@ -56,7 +56,7 @@ def test_every_answer_is_one_that_the_document_names(url: str, tmp_path: Path) -
         ],
         cwd=tmp_path,  # where it keeps its own files
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-20_000:]
