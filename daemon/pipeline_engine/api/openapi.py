@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -29,6 +30,9 @@ def describe(routes: Sequence[Route]) -> JsonObject:
     schemas, components = msgspec.json.schema_components(types, schema_hook=_schema_of_secret, ref_template=_REF)
     known = dict(zip(types, schemas, strict=True))
     _forbid_unknown_keys(components)
+    for schema in components.values():
+        if "description" in schema:  # a docstring, whose lines Python 3.13 and earlier ones indent differently
+            schema["description"] = inspect.cleandoc(schema["description"])
     paths: JsonObject = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, known)
