@@ -67,7 +67,8 @@ lint: $(READY)
 
 # Text is opened with its encoding named, so that no locale changes what the daemon reads: -X warn_default_encoding.
 unit: $(READY)
-	$(BIN)/python -X warn_default_encoding -m pytest -q -p no:cacheprovider --ignore $(SYSTEMD_TESTS) $(PYTEST_ARGS)
+	$(BIN)/python -X warn_default_encoding -m pytest -q -p no:cacheprovider -n 2 --dist worksteal \
+	  --ignore $(SYSTEMD_TESTS) $(PYTEST_ARGS)
 
 # The units under a real systemd in a sandbox: needs root and Debian's systemd, and a minute or two.
 systemd: $(READY)

@@ -250,6 +250,7 @@ def test_what_still_runs_after_the_grace_goes_on_after_the_next_start(daemon: Da
     daemon.start("serve")
     assert "resuming 1 running" in daemon.text
     assert daemon.status_of(job_id) == "running"
+    daemon.until(lambda: daemon.client.get(f"/v1/jobs/{job_id}").json()["job"]["restarts"] == 1)
     job = daemon.client.post(f"/v1/jobs/{job_id}/cancel").json()["job"]
     assert (job["status"], job["restarts"]) == ("cancelled", 1)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -15,10 +17,15 @@ from pipeline_engine.models import ProviderKind
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home directory without any configuration; no file of the machine is read."""
-    monkeypatch.setattr(config_loader, "SYSTEM_FILE", tmp_path / "etc" / "config.toml")
-    return tmp_path
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home directory without any configuration; no file of the machine is read.
+
+    Its path is short, since the address of a unix socket has room for 107 bytes.
+    """
+    with tempfile.TemporaryDirectory(prefix="home-") as folder:
+        home = Path(folder)
+        monkeypatch.setattr(config_loader, "SYSTEM_FILE", home / "etc" / "config.toml")
+        yield home
 
 
 SERVER = """[[providers]]
