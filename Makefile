@@ -48,7 +48,7 @@ LOG := --source log:system.log=examples/data/system.log
 
 demo: $(READY)
 	@$(BIN)/pipeline-engine run examples/log-digest.yaml $(LOG)
-	@if $(MAKE) --no-print-directory $(MODEL); then \
+	@if $(MAKE) --silent --no-print-directory $(MODEL); then \
 	  mkdir -p .demo && \
 	  $(BIN)/pipeline-engine run examples/log-digest.yaml $(LOG) --quiet > .demo/digest.md && \
 	  $(BIN)/pipeline-engine run examples/log-summary.yaml --source digest=.demo/digest.md; \

@@ -39,7 +39,8 @@ def open_client(url: str | None) -> Iterator[PipelineEngineClient]:
         with PipelineEngineClient(url) as client:
             yield client
     except ConnectionFailed as exc:
-        fail(exc.message, EXIT_UNREACHABLE)
+        hint = "start it with `pipeline-engine serve`, or name another with --url or PIPELINE_ENGINE_URL"
+        fail(f"{exc.message}; {hint}", EXIT_UNREACHABLE)
     except PipelineEngineError as exc:
         fail(exc.message, EXIT_REFUSED)
 

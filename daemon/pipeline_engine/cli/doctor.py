@@ -102,7 +102,8 @@ def _daemon(url: str | None) -> Iterator[Finding]:
 
 def _providers(profiles: list[ProviderProfile]) -> Iterator[Finding]:
     """Whether something listens at the address of each model server; it is asked nothing, which could cost money."""
-    servers = [profile for profile in profiles if profile.base_uri]
+    # A server that the daemon starts by itself need not run now.
+    servers = [profile for profile in profiles if profile.base_uri and not profile.extra.get("server")]
     with ThreadPoolExecutor(max_workers=8) as pool:
         yield from pool.map(_probe, servers)
 

@@ -24,7 +24,7 @@ from pipeline_engine.config_loader import load_config
 from pipeline_engine.decoding import to_json
 from pipeline_engine.definitions import load_definitions, load_directories
 from pipeline_engine.engine import Engine
-from pipeline_engine.errors import InvalidRequestError, PipelineEngineError, Problem
+from pipeline_engine.errors import InvalidRequestError, PipelineEngineError, Problem, UnknownPipelineError
 from pipeline_engine.models import Job, JobId, JobInput, JobRequest, JobStatus, PipelineDef
 
 EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.CANCELLED: 130}
@@ -74,6 +74,9 @@ def command(
             job = trio.run(_run, config, data_dir, request, display)
         finally:
             display.close()
+    if isinstance(job, UnknownPipelineError):
+        hint = "a definition file is named by its path, and found by its type in PIPELINE_ENGINE_PIPELINES_DIR"
+        raise PipelineEngineError(f"{job.message}; {hint}")
     if isinstance(job, PipelineEngineError):
         raise job
     _report(job, as_json=as_json)

@@ -10,6 +10,7 @@ from pipeline_engine.models import ManagedServer, ProviderExtra, ProviderKind, P
 
 PROFILE = "builtin"
 MODEL = "smollm2-135m-instruct"
+MAX_TOKENS = 400  # unless the step or the job asks for more
 _SERVER = str(Path(__file__).with_name("builtin_server.py"))
 
 
@@ -26,8 +27,8 @@ def find_builtin_profile() -> ProviderProfile | None:
         default_model=MODEL,
         extra=ProviderExtra(
             server=ManagedServer(command=command, ready="http://127.0.0.1/health"),
-            # What so small a model thinks likeliest is the best it has.
-            options={"temperature": 0},
+            # What so small a model thinks likeliest is the best it has; without a limit it repeats itself for minutes.
+            options={"temperature": 0, "max_tokens": MAX_TOKENS},
         ),
     )
 
