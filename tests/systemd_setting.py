@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 import tomllib
 from collections.abc import Callable
@@ -62,14 +63,20 @@ class Box:
         self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
         self.python = HOME / "bin" / "python"
         environment = dependencies()
+        # The checkout may lie in /tmp or in a home, which the box does not see: its packages go where it does.
+        with tempfile.TemporaryDirectory(dir=CACHE) as staged:
+            for package in ("daemon/pipeline_engine", "sdk/pipeline_engine_sdk"):
+                shutil.copytree(ROOT / package, Path(staged) / Path(package).name)
+            self._install(environment, Path(staged))
+
+    def _install(self, environment: Path, staged: Path) -> None:
         self._sdbox("up", "box")
         # Not used where it is: a virtual environment cannot be moved, and the service has a /var/tmp of its own.
         self.run(str(SYSTEM_PYTHON), "-m", "venv", "--without-pip", str(HOME))
         packages = HOME / "lib" / self.run("sh", "-c", f"ls {HOME}/lib").strip() / "site-packages"
         cached = environment / "lib" / packages.parent.name / "site-packages"
         self.run("cp", "-a", f"{cached}/.", str(packages))
-        for package in ("daemon/pipeline_engine", "sdk/pipeline_engine_sdk"):
-            self.run("cp", "-a", str(ROOT / package), str(packages))
+        self.run("cp", "-a", f"{staged}/.", str(packages))
         script = f"#!{self.python}\nfrom pipeline_engine.cli import main\nmain()\n"
         self.write(HOME / "bin" / "pipeline-engine", script)
         self.run("chmod", "+x", str(HOME / "bin" / "pipeline-engine"))
