@@ -76,7 +76,8 @@ class Box:
         packages = HOME / "lib" / self.run("sh", "-c", f"ls {HOME}/lib").strip() / "site-packages"
         cached = environment / "lib" / packages.parent.name / "site-packages"
         self.run("cp", "-a", f"{cached}/.", str(packages))
-        self.run("cp", "-a", f"{staged}/.", str(packages))
+        for package in staged.iterdir():  # not `staged/.`, whose mode is that of a private folder
+            self.run("cp", "-a", str(package), str(packages))
         script = f"#!{self.python}\nfrom pipeline_engine.cli import main\nmain()\n"
         self.write(HOME / "bin" / "pipeline-engine", script)
         self.run("chmod", "+x", str(HOME / "bin" / "pipeline-engine"))
