@@ -24,7 +24,7 @@ from pipeline_engine.models import (
 )
 from pipeline_engine.pipeline import Graph
 from pipeline_engine.scheduler import new_executions
-from pipeline_engine.steps.runner import artifact_ids
+from pipeline_engine.steps.context import artifact_ids
 from pipeline_engine.store.base import CheckpointRecord, ExecutionRecord, JobRecord, Store
 
 

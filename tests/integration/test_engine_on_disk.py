@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import msgspec
-from tests.engine_setting import Json, Setting, names, open_setting, texts
+from tests.engine_setting import Json, ScriptedRegistry, Setting, llm, names, open_setting, texts
 
-from pipeline_engine.models import JobStatus
+from pipeline_engine.models import JobStatus, ProviderKind, ProviderProfile, RerunRequest, StepId
+from pipeline_engine.providers.base import Chunk, Completion, Operation, ProviderCall
 from pipeline_engine.store.base import DeleteJobs
 from pipeline_engine.store.sqlite import open_sqlite_store
 
@@ -93,3 +94,54 @@ async def test_jobs_that_wait_keep_their_large_inputs_on_disk(tmp_path: Path) ->
             done = await setting.engine.wait(job.id)
             assert texts(done) == [f"{n}" * 1_500_000]
         assert msgspec.json.decode((await setting.engine.checkpoints(jobs[0].id))[0])["step_id"] == "m"
+
+
+class PaintingRegistry(ScriptedRegistry):
+    """The profile `painter` answers with a picture; `fake` is asked about it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.put(ProviderProfile(id="painter", kind=ProviderKind.IMAGE, default_model="m"))
+
+    @asynccontextmanager
+    async def stream(
+        self, call: ProviderCall, *, job_id: str
+    ) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
+        if call.operation is not Operation.IMAGE:
+            async with super().stream(call, job_id=job_id) as batches:
+                yield batches
+            return
+
+        async def picture() -> AsyncGenerator[list[Chunk | Completion], None]:
+            yield [Completion(images=[PICTURE + call.messages[-1].content.encode()])]
+
+        async with aclosing(picture()) as batches:
+            yield batches
+
+
+PICTURE = b"\x89PNG\r\n\x1a\n"
+
+
+async def test_the_pictures_of_one_step_are_seen_by_the_next(tmp_path: Path) -> None:
+    registry = PaintingRegistry()
+    paint = {"id": "paint", "kind": "image", "provider_profile_id": "painter", "mode": "fanout", "output_type": "image"}
+    steps = [
+        {**paint, "export": True},
+        llm("each", mode="per_item", depends_on=["paint"], prompt={"user": "what is it?"}, max_concurrency=1),
+        llm("all", depends_on=["paint", "each"], prompt={"user": "and these?"}),
+    ]
+    store = open_sqlite_store(tmp_path / "engine.db")
+    async with open_setting(store=store, registry=registry, artifacts=tmp_path / "artifacts") as setting:
+        job = await setting.run(steps, ["cat", "dog"])
+        assert job.status is JobStatus.SUCCEEDED, job.error
+        cat, dog = PICTURE + b"cat", PICTURE + b"dog"
+        assert [call.messages[-1].images for call in registry.calls] == [(cat,), (dog,), (cat, dog)]
+        assert job.result is not None
+        artifact = job.result.items[0].data["artifact"]
+        (tmp_path / "artifacts" / artifact["sha256"][:2] / artifact["sha256"]).unlink()
+        request = RerunRequest(from_step_id=StepId("all"), reuse_upstream=True)
+        again = await setting.engine.wait((await setting.engine.rerun(job.id, request)).id)
+        assert again.error is not None
+        assert again.error.code == "missing_dependency"
+        assert artifact["sha256"] in again.error.message
+    store.close()

@@ -18,6 +18,8 @@ from pipeline_engine.providers.http import Answer, post_json
 from pipeline_engine.providers.text_stream import AnswerText, ToolCalls, finish_reason_of
 from pipeline_engine.providers.transport import HttpClient
 
+DEFAULT_CONTEXTS = (2048, 4096)  # tokens: num_ctx of Ollama's versions where nobody sets it
+
 Batches = AsyncGenerator[list[Chunk | Completion]]
 
 
@@ -39,7 +41,7 @@ class OllamaProvider:
             message = f"nothing was sent to {target.profile_id!r}: the prompt is empty"
             raise ProviderError(ErrorCode.PROVIDER_EMPTY, message)
         async with self._post(target, "/api/chat", _chat_body(call), "application/x-ndjson") as answer:
-            chat = _ChatAnswer(answer, target)
+            chat = _ChatAnswer(answer, call)
             unread = b""
             while not chat.ended and (lines := await answer.receive_lines()) is not None:
                 batch: list[Chunk | Completion] = []
@@ -81,12 +83,14 @@ class OllamaProvider:
 class _ChatAnswer:
     """Reads the objects of an answer to a chat request: pieces, and one that is `done`."""
 
-    def __init__(self, answer: Answer, target: Target) -> None:
+    def __init__(self, answer: Answer, call: ProviderCall) -> None:
         self._answer = answer
-        self._address = without_query(target.base_uri)
+        self._call = call
+        self._address = without_query(call.target.base_uri)
         self._text = AnswerText()
         self._tool_calls = ToolCalls()
         self._last: dict[str, Any] = {}
+        self._objects = 0
         self.began = False
         self.ended = False
 
@@ -96,6 +100,7 @@ class _ChatAnswer:
         if value.get("error"):
             raise self._answer.error_inside(value, raw=raw)
         self.began = True
+        self._objects += 1
         self.ended = value.get("done") is True
         self._last = value
         message = value.get("message")
@@ -105,7 +110,7 @@ class _ChatAnswer:
         for number, tool_call in enumerate(tool_calls if isinstance(tool_calls, list) else ()):
             # Always whole here: an index of its own keeps each apart.
             if isinstance(tool_call, dict):
-                self._tool_calls.feed({"index": (id(value), number), **tool_call})
+                self._tool_calls.feed({"index": (self._objects, number), **tool_call})
         return [*self._text.reasoning(message.get("thinking")), *self._text.text(message.get("content"))]
 
     def finish(self) -> list[Chunk | Completion]:
@@ -123,9 +128,32 @@ class _ChatAnswer:
         if not tool_calls:
             self._text.check_not_empty(finish_reason=reason, address=self._address)
         completion = Completion(
-            finish_reason=reason, usage=_usage(self._last), model=_model(self._last), tool_calls=tool_calls
+            finish_reason=reason,
+            usage=_usage(self._last),
+            model=_model(self._last),
+            tool_calls=tool_calls,
+            warnings=_prompt_warnings(self._call, self._last.get("prompt_eval_count")),
         )
         return [*rest, completion]
+
+
+def _prompt_warnings(call: ProviderCall, tokens: Any) -> list[dict[str, Any]]:
+    """A warning if the prompt fills the whole context: Ollama cuts one that is longer, and says nothing.
+
+    Without `num_ctx` the server's own default counts, and is not told; a prompt of exactly such a size, with far more
+    characters than that, was cut. (A smaller count tells nothing: what the server still has in its cache is not counted.)
+    """
+    if not isinstance(tokens, int):
+        return []
+    num_ctx = call.target.options.get("num_ctx")
+    if isinstance(num_ctx, int):
+        cut = tokens >= num_ctx - 1
+    else:
+        cut = tokens in DEFAULT_CONTEXTS and sum(len(message.content) for message in call.messages) > 2 * tokens
+    if not cut:
+        return []
+    message = f"the prompt fills the context of {tokens} tokens, so it was cut; a larger options.num_ctx keeps it whole"
+    return [{"code": "prompt_truncated", "message": message, "prompt_tokens": tokens}]
 
 
 def _chat_body(call: ProviderCall) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from pipeline_engine.models import (
     now_rfc3339,
 )
 from pipeline_engine.pipeline import Graph
+from pipeline_engine.providers.mime import sniff_mime
 from pipeline_engine.providers.registry import ProviderRegistry
 from pipeline_engine.steps.handlers import Handlers
 from pipeline_engine.store.artifacts import ArtifactFiles
@@ -200,6 +201,11 @@ class JobContext:
     # what templates see
 
     @cached_property
+    def source_images(self) -> list[bytes | None]:
+        """For each source its bytes if it is an image: a model gets them beside the prompt, not as a text in it."""
+        return [image_of(source) for source in self.input.sources]
+
+    @cached_property
     def source_views(self) -> list[dict[str, Any]]:
         return [source_view(source) for source in self.input.sources]
 
@@ -231,6 +237,20 @@ def view_of(item: ResultItem) -> dict[str, Any]:
         "label": item.label,
         "shard_key": item.shard_key,
     }
+
+
+def artifact_ids(item: ResultItem) -> list[str]:
+    """The SHA-256 of each artifact that the item refers to."""
+    artifacts = item.data.get("artifacts") or [item.data["artifact"]] if "artifact" in item.data else []
+    return [artifact["sha256"] for artifact in artifacts]
+
+
+def image_of(source: Source) -> bytes | None:
+    """The bytes of a source that is an image."""
+    if source.content_base64 is None:
+        return None
+    data = base64.b64decode(source.content_base64)
+    return None if sniff_mime(data) is None else data
 
 
 def source_view(source: Source) -> dict[str, Any]:

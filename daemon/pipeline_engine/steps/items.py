@@ -23,9 +23,10 @@ from pipeline_engine.providers.mime import sniff_mime
 from pipeline_engine.steps.calls import Answer, ItemCalls
 from pipeline_engine.steps.context import JobContext
 from pipeline_engine.steps.handlers import HandlerItem, call_handler
+from pipeline_engine.steps.images import images_of
 from pipeline_engine.steps.prompts import Rendered, chat_call, item_scope, render_prompts, render_tool, with_turns
 from pipeline_engine.steps.schemas import validate
-from pipeline_engine.steps.shards import Shard, reduce_views
+from pipeline_engine.steps.shards import Shard, reduce_views, takes_images
 from pipeline_engine.steps.structured import parse_loose, parse_strict
 from pipeline_engine.steps.transforms import MapOutput, apply_map, apply_reduce
 
@@ -73,7 +74,8 @@ class ItemMaker:
         if target.kind is ProviderKind.LOCAL_TOOL:
             call = await render_tool(self._context, target, rendered, self._scope_of(shard))
         else:
-            call = chat_call(self._context, self._step, target, rendered)
+            images = await images_of(self._context, shard) if takes_images(self._step) else ()
+            call = chat_call(self._context, self._step, target, rendered, images=images)
         calls = ItemCalls(self._context, self._step, [shard.key])
         answer = await calls.call(call)
         if call.operation is Operation.IMAGE:

@@ -64,14 +64,17 @@ async def render_tool(
     return ProviderCall(target=target, operation=Operation.TOOL, stdin=rendered.user, command=command, env=env)
 
 
-def chat_call(context: JobContext, step: StepDef, target: Target, rendered: Rendered) -> ProviderCall:
-    """The call of a model, or of an image server."""
+def chat_call(
+    context: JobContext, step: StepDef, target: Target, rendered: Rendered, *, images: tuple[bytes, ...] = ()
+) -> ProviderCall:
+    """The call of a model, or of an image server; `images` go along with the user's turn."""
+    *before, last = rendered.messages
     wants_json = step.output_format.startswith("json")
     max_tokens = context.input.options.get("max_tokens")
     return ProviderCall(
         target=target,
         operation=Operation.IMAGE if target.kind is ProviderKind.IMAGE else Operation.CHAT,
-        messages=rendered.messages,
+        messages=(*before, replace(last, images=images)),
         max_tokens=max_tokens if isinstance(max_tokens, int) and not isinstance(max_tokens, bool) else None,
         json_mode=wants_json and step.output_format == "json_strict",
         json_schema=step.config.json_schema if wants_json else None,

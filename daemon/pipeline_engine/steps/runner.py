@@ -21,7 +21,7 @@ from pipeline_engine.models import (
     StepKind,
     StepMode,
 )
-from pipeline_engine.steps.context import JobContext, job_error
+from pipeline_engine.steps.context import JobContext, artifact_ids, job_error
 from pipeline_engine.steps.items import ItemMaker
 from pipeline_engine.steps.shards import Shard, make_shards
 
@@ -185,9 +185,3 @@ class StepRun:
 def batch_size(step: StepDef) -> int:
     """How many shards go into one provider call."""
     return (step.config.batch_size or DEFAULT_BATCH) if step.output_type is OutputType.EMBEDDING else 1
-
-
-def artifact_ids(item: ResultItem) -> list[str]:
-    """The SHA-256 of each artifact that the item refers to."""
-    artifacts = item.data.get("artifacts") or [item.data["artifact"]] if "artifact" in item.data else []
-    return [artifact["sha256"] for artifact in artifacts]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline_engine.errors import ErrorCode, StepError
 from pipeline_engine.jsontext import dumps_compact
-from pipeline_engine.models import Split, StepDef, StepId, StepMode
+from pipeline_engine.models import OutputType, Split, StepDef, StepId, StepKind, StepMode
 from pipeline_engine.pipeline import PROVIDER_KINDS, input_step
-from pipeline_engine.steps.context import JobContext
+from pipeline_engine.steps.context import JobContext, artifact_ids
 from pipeline_engine.steps.sharding import Piece, split_source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """The input of one call. `key` is None in single mode; `source` is there when it is (a piece of) a source."""
+    """The input of one call. `key` is None in single mode; `source` is there when it is (a piece of) a source.
+
+    `sources` are the places of the sources that it consists of, `artifacts` the SHA-256 of those of its items.
+    """
 
     index: int
     key: str | None
@@ -25,11 +28,18 @@ class Shard:
     has_json: bool = False
     label: str = ""
     source: dict[str, Any] | None = None
+    sources: Sequence[int] = ()
+    artifacts: Sequence[str] = ()
 
     @property
     def view(self) -> dict[str, Any]:
         """The shard as templates and transforms see it."""
         return {"text": self.text, "json": self.json, "label": self.label, "shard_key": self.key}
+
+
+def takes_images(step: StepDef) -> bool:
+    """Whether images go along with the prompt of the step, instead of a note of their size in it."""
+    return step.kind is StepKind.LLM and step.output_type is not OutputType.EMBEDDING
 
 
 def make_shards(context: JobContext, step: StepDef, *, dry_run: bool) -> list[Shard]:
@@ -49,8 +59,15 @@ def _single(context: JobContext, step: StepDef) -> Shard:
     """All inputs as one: map, reduce and custom steps read what they depend on; llm and image steps the sources."""
     dependencies = context.graph.dependencies[step.id]
     if not dependencies or step.kind in PROVIDER_KINDS:
-        texts = [view["content"] for view in context.source_views]
-        return Shard(index=0, key=None, text="\n".join(texts), label=step.title)
+        items = [item for dependency in dependencies for item in context.items.get(dependency, ())]
+        return Shard(
+            index=0,
+            key=None,
+            text="\n".join(_texts_of_sources(context, step)),
+            label=step.title,
+            sources=range(len(context.source_views)),
+            artifacts=[sha256 for item in items for sha256 in artifact_ids(item)],
+        )
     views = [view for dependency in dependencies for view in context.views(dependency)]
     text = "\n".join(view["text"] for view in views)
     if len(views) == 1:
@@ -59,12 +76,18 @@ def _single(context: JobContext, step: StepDef) -> Shard:
     return Shard(index=0, key=None, text=text, label=step.title)
 
 
+def _texts_of_sources(context: JobContext, step: StepDef) -> Iterator[str]:
+    for view, image in zip(context.source_views, context.source_images, strict=True):
+        if image is None or not takes_images(step):
+            yield view["content"]
+
+
 def _shards(context: JobContext, step: StepDef, *, dry_run: bool) -> Iterator[Shard]:
     origin = input_step(step)
     if origin is None:
         yield from _of_sources(context, step)
     elif step.mode is StepMode.PER_ITEM:
-        for index, view in enumerate(context.views(origin)):
+        for index, (item, view) in enumerate(zip(context.items[origin], context.views(origin), strict=True)):
             json = view["json"]
             yield Shard(
                 index=index,
@@ -73,6 +96,7 @@ def _shards(context: JobContext, step: StepDef, *, dry_run: bool) -> Iterator[Sh
                 json=json,
                 has_json=json is not None,
                 label=view["label"],
+                artifacts=artifact_ids(item),
             )
     elif dry_run:
         for view in context.views(origin)[:1]:
@@ -83,8 +107,10 @@ def _shards(context: JobContext, step: StepDef, *, dry_run: bool) -> Iterator[Sh
 
 def _of_sources(context: JobContext, step: StepDef) -> Iterator[Shard]:
     index = 0
-    for view in context.source_views:
-        for piece in _pieces(view, step.config.split):
+    for place, view in enumerate(context.source_views):
+        is_image = takes_images(step) and context.source_images[place] is not None
+        pieces = iter([Piece("", None, has_json=False)]) if is_image else _pieces(view, step.config.split)
+        for piece in pieces:
             yield Shard(
                 index=index,
                 key=f"{step.id}-{index}",
@@ -92,7 +118,8 @@ def _of_sources(context: JobContext, step: StepDef) -> Iterator[Shard]:
                 json=piece.json,
                 has_json=piece.has_json,
                 label=view["label"],
-                source={**view, "content": piece.text},
+                source=view if is_image else {**view, "content": piece.text},
+                sources=[place],
             )
             index += 1
 

@@ -164,3 +164,33 @@ async def test_embeddings() -> None:
         [request] = server.requests
         assert request.target == "/api/embed"
         assert request.json == {"model": "m", "input": ["cat", "dog"], "keep_alive": 0, "options": {"num_ctx": 8}}
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens", "characters", "warned"),
+    [
+        ({"num_ctx": 512}, 512, 9, True),
+        ({"num_ctx": 512}, 511, 9, True),
+        ({"num_ctx": 512}, 500, 9000, False),
+        ({}, 4096, 9000, True),
+        ({}, 2048, 9000, True),
+        ({}, 4096, 5000, False),
+        ({}, 4000, 90000, False),
+    ],
+)
+async def test_a_prompt_that_fills_the_context_was_cut(
+    options: dict[str, int], tokens: int, characters: int, *, warned: bool
+) -> None:
+    end = line(done=True, done_reason="stop", prompt_eval_count=tokens, eval_count=6)
+    call = {"messages": [Message("user", "x" * characters)]}
+    answer, _ = await ask(Reply.ndjson(line("x"), end), call, options=options)
+    assert [warning["code"] for warning in answer.completion.warnings] == (["prompt_truncated"] if warned else [])
+
+
+async def test_tool_calls_of_several_lines_stay_apart() -> None:
+    def tool_call(name: str) -> dict[str, Any]:
+        calls = [{"function": {"name": name, "arguments": {}}}]
+        return {"message": {"role": "assistant", "content": "", "tool_calls": calls}, "done": False}
+
+    answer, _ = await ask(Reply.ndjson(*(tool_call(f"t{n}") for n in range(20)), END))
+    assert [call["name"] for call in answer.completion.tool_calls] == [f"t{n}" for n in range(20)]
