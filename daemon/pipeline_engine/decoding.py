@@ -7,19 +7,22 @@ import math
 import re
 import threading
 import types
+from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, NewType, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
 from pipeline_engine.errors import InvalidRequestError, Problem
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
 #: `Annotated[str, KEEP_EMPTY]`: an empty string is a value of its own here and does not mean "absent".
 KEEP_EMPTY = msgspec.Meta(extra={"empty": "kept"})
 
 _FAILED: Any = object()
+_Decoder: TypeAlias = Callable[[Any, str, list[Problem]], Any]
 
 # msgspec works out at its first use what a struct consists of. Two threads that do so at the same time crash the
 # process (seen with 0.22.0, at a start with many jobs to resume), so it is done by one at a time.
@@ -103,7 +106,7 @@ def from_stored_json(text: bytes, type_: type[T]) -> T:
     return decoder.decode(text)  # type: ignore[no-any-return]  # the key says of which type it is
 
 
-def decode(value: object, type_: type[T], *, path: str = "", source: str | None = None) -> T:
+def decode(value: object, type_: type[S], *, path: str = "", source: str | None = None) -> S:
     """The value as `type_`, a msgspec struct.
 
     In structs null and an empty string mean "absent", and an unknown key is a problem. Raises InvalidRequestError
@@ -115,14 +118,18 @@ def decode(value: object, type_: type[T], *, path: str = "", source: str | None 
     return decoded
 
 
-def try_decode(value: object, type_: type[T], *, path: str = "") -> tuple[T | None, list[Problem]]:
+def try_decode(value: object, type_: type[S], *, path: str = "") -> tuple[S | None, list[Problem]]:
     """Like decode, but returns the problems: the value is None exactly when there are any."""
     problems: list[Problem] = []
-    decoded = _decode(value, type_, path, problems)
+    decoded = _decode_struct(type_, value, path, problems)
     return (None, problems) if problems else (decoded, problems)
 
 
-def _decode(value: Any, type_: Any, path: str, problems: list[Problem]) -> Any:
+# Decoders: functions of the value, its path, and the list that takes what is wrong with it.
+
+
+def _decoder_of(type_: Any) -> _Decoder:
+    """What decodes values of that type. Worked out once a struct: annotations take longer to read than a value."""
     constraints: list[msgspec.Meta] = []
     while get_origin(type_) is Annotated:
         type_, *metas = get_args(type_)
@@ -130,22 +137,22 @@ def _decode(value: Any, type_: Any, path: str, problems: list[Problem]) -> Any:
     origin = get_origin(type_)
     if origin in (Union, types.UnionType):
         options = [option for option in get_args(type_) if option is not type(None)]
-        if value is None:
-            return None
         if len(options) == 1:
-            return _decode(value, _annotated(options[0], constraints), path, problems)
+            return functools.partial(_decode_optional, _decoder_of(_annotated(options[0], constraints)))
+        return functools.partial(_decode_optional, functools.partial(_decode_leaf, _annotated(type_, constraints)))
     if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
-        return _decode_struct(value, type_, path, problems)
+        return functools.partial(_decode_struct, type_)
     if origin is list:
-        return _decode_list(value, get_args(type_)[0], constraints, path, problems)
+        return functools.partial(_decode_list, _decoder_of(get_args(type_)[0]), constraints)
     if origin is dict and get_args(type_)[1] is not Any:
-        return _decode_dict(value, get_args(type_)[1], constraints, path, problems)
-    return _decode_leaf(value, type_, constraints, path, problems)
-
-
-@functools.cache  # msgspec evaluates all annotations anew at each call
-def _fields(type_: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
-    return {field.encode_name: field for field in msgspec.structs.fields(type_)}
+        return functools.partial(_decode_dict, _decoder_of(get_args(type_)[1]), constraints)
+    if type_ is Secret:
+        return _decode_secret
+    if isinstance(type_, type) and issubclass(type_, StrEnum):
+        return functools.partial(_decode_choice, {member.value: member for member in type_})
+    if type_ is str or (isinstance(type_, NewType) and type_.__supertype__ is str):
+        return functools.partial(_decode_text, _annotated(type_, constraints) if constraints else None)
+    return functools.partial(_decode_leaf, _annotated(type_, constraints))
 
 
 def _annotated(type_: Any, constraints: list[msgspec.Meta]) -> Any:
@@ -154,24 +161,22 @@ def _annotated(type_: Any, constraints: list[msgspec.Meta]) -> Any:
     return type_
 
 
-def _decode_struct(value: Any, type_: type[msgspec.Struct], path: str, problems: list[Problem]) -> Any:
-    if not isinstance(value, dict):
-        problems.append(Problem(path, f"expected an object, got {_described(value)}"))
-        return _FAILED
-    before = len(problems)
-    fields = _fields(type_)
-    for key in value:
-        if key not in fields:
-            problems.append(Problem(_join(path, key), f"unknown key; known here: {', '.join(fields)}"))
-    values: dict[str, Any] = {}
-    for key, field in fields.items():
-        given = value.get(key)
-        absent = given is None or (given == "" and isinstance(given, str) and not _keeps_empty(field.type))
-        if not absent:
-            values[field.name] = _decode(given, field.type, _join(path, key), problems)
-        elif field.required:
-            problems.append(Problem(_join(path, key), "is required"))
-    return _FAILED if len(problems) > before else type_(**values)
+class _Field(NamedTuple):
+    key: str
+    name: str
+    required: bool
+    keeps_empty: bool
+    decode: _Decoder
+
+
+@functools.cache
+def _fields(type_: type[msgspec.Struct]) -> dict[str, _Field]:
+    return {
+        field.encode_name: _Field(
+            field.encode_name, field.name, field.required, _keeps_empty(field.type), _decoder_of(field.type)
+        )
+        for field in msgspec.structs.fields(type_)
+    }
 
 
 def _keeps_empty(type_: Any) -> bool:
@@ -180,7 +185,33 @@ def _keeps_empty(type_: Any) -> bool:
     return any(_keeps_empty(option) for option in get_args(type_))
 
 
-def _decode_list(value: Any, element: Any, constraints: list[msgspec.Meta], path: str, problems: list[Problem]) -> Any:
+def _decode_optional(decode: _Decoder, value: Any, path: str, problems: list[Problem]) -> Any:
+    return None if value is None else decode(value, path, problems)
+
+
+def _decode_struct(type_: type[msgspec.Struct], value: Any, path: str, problems: list[Problem]) -> Any:
+    if not isinstance(value, dict):
+        problems.append(Problem(path, f"expected an object, got {_described(value)}"))
+        return _FAILED
+    before = len(problems)
+    fields = _fields(type_)
+    if not value.keys() <= fields.keys():
+        for key in value:
+            if key not in fields:
+                problems.append(Problem(_join(path, key), f"unknown key; known here: {', '.join(fields)}"))
+    values: dict[str, Any] = {}
+    for key, name, required, keeps_empty, decode in fields.values():
+        given = value.get(key)
+        if given is not None and (given != "" or keeps_empty):
+            values[name] = decode(given, _join(path, key), problems)
+        elif required:
+            problems.append(Problem(_join(path, key), "is required"))
+    return _FAILED if len(problems) > before else type_(**values)
+
+
+def _decode_list(
+    decode: _Decoder, constraints: list[msgspec.Meta], value: Any, path: str, problems: list[Problem]
+) -> Any:
     if not isinstance(value, list):
         problems.append(Problem(path, f"expected a list, got {_described(value)}"))
         return _FAILED
@@ -189,41 +220,50 @@ def _decode_list(value: Any, element: Any, constraints: list[msgspec.Meta], path
             problems.append(Problem(path, "must not be empty"))
         if meta.max_length is not None and len(value) > meta.max_length:
             problems.append(Problem(path, f"has {len(value)} entries; at most {meta.max_length} are allowed"))
-    return [_decode(part, element, f"{path}[{index}]", problems) for index, part in enumerate(value)]
+    return [decode(part, f"{path}[{index}]", problems) for index, part in enumerate(value)]
 
 
-def _decode_dict(value: Any, element: Any, constraints: list[msgspec.Meta], path: str, problems: list[Problem]) -> Any:
+def _decode_dict(
+    decode: _Decoder, constraints: list[msgspec.Meta], value: Any, path: str, problems: list[Problem]
+) -> Any:
     if not isinstance(value, dict):
         problems.append(Problem(path, f"expected an object, got {_described(value)}"))
         return _FAILED
     for meta in constraints:
         if meta.max_length is not None and len(value) > meta.max_length:
             problems.append(Problem(path, f"has {len(value)} entries; at most {meta.max_length} are allowed"))
-    return {key: _decode(part, element, _join(path, key), problems) for key, part in value.items()}
+    return {key: decode(part, _join(path, key), problems) for key, part in value.items()}
 
 
-def _decode_leaf(value: Any, type_: Any, constraints: list[msgspec.Meta], path: str, problems: list[Problem]) -> Any:
-    if type_ is Secret:
-        if isinstance(value, str):
-            return Secret(value)
-        problems.append(Problem(path, f"expected a text, got {_described(value, show=False)}"))
-        return _FAILED
-    if isinstance(type_, type) and issubclass(type_, StrEnum):
-        known = [member.value for member in type_]
-        if isinstance(value, str) and value in known:
-            return type_(value)
-        problems.append(Problem(path, f"{_described(value)} is not one of {', '.join(known)}"))
-        return _FAILED
-    if type_ is str and not isinstance(value, str):
-        hint = "; put it in quotes" if isinstance(value, int | float) else ""
-        problems.append(Problem(path, f"expected a text, got {_described(value)}{hint}"))
-        return _FAILED
+def _decode_secret(value: Any, path: str, problems: list[Problem]) -> Any:
+    if isinstance(value, str):
+        return Secret(value)
+    problems.append(Problem(path, f"expected a text, got {_described(value, show=False)}"))
+    return _FAILED
+
+
+def _decode_choice(known: dict[str, StrEnum], value: Any, path: str, problems: list[Problem]) -> Any:
+    if isinstance(value, str) and value in known:
+        return known[value]
+    problems.append(Problem(path, f"{_described(value)} is not one of {', '.join(known)}"))
+    return _FAILED
+
+
+def _decode_text(constrained: Any, value: Any, path: str, problems: list[Problem]) -> Any:
+    if isinstance(value, str):
+        return value if constrained is None else _decode_leaf(constrained, value, path, problems)
+    hint = "; put it in quotes" if isinstance(value, int | float) else ""
+    problems.append(Problem(path, f"expected a text, got {_described(value)}{hint}"))
+    return _FAILED
+
+
+def _decode_leaf(type_: Any, value: Any, path: str, problems: list[Problem]) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         problems.append(Problem(path, f"{value} is not a number that JSON knows"))
         return _FAILED
     try:
         with _building:
-            return msgspec.convert(value, _annotated(type_, constraints))
+            return msgspec.convert(value, type_)
     except msgspec.ValidationError as exc:
         words = str(exc).replace("`", "").replace("Expected", "expected", 1)
         problems.append(Problem(path, f"{words} (it is {_described(value)})"))

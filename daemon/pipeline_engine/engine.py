@@ -377,10 +377,12 @@ class Engine:
         return await self.get_job(job_id)
 
     async def wait(self, job_id: JobId) -> Job:
-        """The job once it is over."""
+        """The job once it is over, as get_job gives it."""
         live = self._live.get(job_id)
         if live is not None:
             await live.ended.wait()
+        if live is not None and live.final is not None:
+            return live.final
         return await self.get_job(job_id)
 
     async def delete(self, job_id: JobId) -> None:

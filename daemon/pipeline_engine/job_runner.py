@@ -58,6 +58,7 @@ class LiveJob:
     """A job that is queued or running.
 
     `scope` is there while it runs; `ended` is set when its last event is stored, or when the daemon lets go of it.
+    `final` is what a look into the store would give, once the job's last event is there.
     """
 
     job: Job
@@ -69,6 +70,7 @@ class LiveJob:
     stop: Stop | None = None
     cancel_reason: str = ""
     ended: trio.Event = field(default_factory=trio.Event)
+    final: Job | None = None
 
     def request_stop(self, stop: Stop) -> None:
         """Stop the job's steps. The first reason stands, but a cancellation goes before the end of the daemon."""
@@ -238,6 +240,8 @@ class JobRunner:
         token = {"job_id": job.id, "seq": job.last_seq}
         events.append((EventName.STREAM_FINISHED, {"status": status, "resume_token": token}))
         await live.log.append(events, status=status, job=summary_of(job), executions=records)
+        if context is not None:
+            live.final = msgspec.structs.replace(shown, input=context.input)
 
     async def _let_go(self, live: LiveJob, context: JobContext | None) -> None:
         """The daemon stops: the job stays as it is in the store, and goes on after the next start."""
