@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -60,7 +60,7 @@ def _look_at(path: Path) -> tuple[int, bytes]:
         return os.fstat(file.fileno()).st_size, file.read(HEAD_BYTES)
 
 
-async def _pieces(path: Path, limiter: trio.CapacityLimiter) -> AsyncIterator[bytes]:
+async def _pieces(path: Path, limiter: trio.CapacityLimiter) -> AsyncGenerator[bytes, None]:
     def begin() -> BinaryIO:
         return path.open("rb")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +34,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A response. A body that is an iterator is streamed, piece by piece; it is closed whether it ended or not."""
+    """A response. A body that is a generator is streamed, piece by piece; it is closed whether it ended or not."""
 
     status: int = 200
     content_type: str | None = None
-    body: bytes | AsyncIterator[bytes] = b""
+    body: bytes | AsyncGenerator[bytes, None] = b""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 

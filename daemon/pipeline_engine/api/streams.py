@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -61,7 +61,7 @@ async def stream_answer(api: Api, job_id: JobId, *, after_seq: int, accept: str)
 
 async def _follow(
     engine: Engine, job_id: JobId, *, after_seq: int, chosen: _Format, heartbeat_s: float
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     # The subscription is made here and not by the handler: a response that is never sent would keep it for ever.
     try:
         async with engine.follow(job_id, after_seq=after_seq) as follower:
