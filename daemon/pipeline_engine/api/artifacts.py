@@ -21,7 +21,7 @@ PIECE = 256 * 1024  # bytes that are read and sent at a time
 HEAD_BYTES = 64  # enough to tell an image by
 
 
-async def show_artifact(api: Api, call: Call) -> Answer:
+async def get_artifact(api: Api, call: Call) -> Answer:
     local = api.ready_local
     job_id, artifact = JobId(call.path_values["id"]), call.path_values["artifact"]
     # Asked first: only what the store knows becomes part of a path.
@@ -74,7 +74,8 @@ ROUTES = (
     Route(
         method="GET",
         path="/v1/jobs/{id}/artifacts/{artifact}",
-        handler=show_artifact,
+        handler=get_artifact,
+        tag="artifacts",
         summary="The bytes of an artifact, with the type that they show.",
         answers={200: ("image/*", BYTES), 304: None},
         errors=("not_found",),

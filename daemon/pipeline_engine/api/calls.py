@@ -62,7 +62,8 @@ Handler = Callable[["Api", Call], Awaitable[Answer]]
 class Route:
     """One call of the API, as the router and the OpenAPI document need it.
 
-    `path` has its variables in braces. `query` is a struct whose fields are the parameters; `headers` are those that
+    The name of the handler is that of the operation, and `tag` the group it stands in. `path` has its variables in
+    braces. `query` is a struct whose fields are the parameters; `headers` are those that
     the handler reads, with a description each. `body` is the type of the JSON body; where `decodes_body` is False the
     handler gets its plain value. `answers` tells, for each status of success, what the body is: a type for JSON, a
     media type for other bodies, a tuple where there is a choice, None for none. `errors` are the codes besides those
@@ -72,7 +73,9 @@ class Route:
     method: str
     path: str
     handler: Handler
+    tag: str
     summary: str
+    description: str = ""
     answers: Mapping[int, Any]
     query: type[msgspec.Struct] = NoQuery
     headers: Mapping[str, str] = field(default_factory=dict)

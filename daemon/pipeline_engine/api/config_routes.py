@@ -28,11 +28,11 @@ async def list_providers(api: Api, call: Call) -> Answer:
     return json_answer({"providers": [view_of(profile) for profile in api.ready_local.registry.profiles()]})
 
 
-async def put_provider(api: Api, call: Call) -> Answer:
+async def upsert_provider_profile(api: Api, call: Call) -> Answer:
     return json_answer(view_of(await api.ready_local.catalog.put_profile(call.body)))
 
 
-async def delete_provider(api: Api, call: Call) -> Answer:
+async def delete_provider_profile(api: Api, call: Call) -> Answer:
     await api.ready_local.catalog.remove_profile(call.path_values["id"])
     return Answer(status=204)
 
@@ -42,7 +42,7 @@ async def list_pipelines(api: Api, call: Call) -> Answer:
     return json_answer({"pipelines": [pipeline.definition for pipeline in known]})
 
 
-async def show_pipeline(api: Api, call: Call) -> Answer:
+async def get_pipeline(api: Api, call: Call) -> Answer:
     return json_answer(_definition(api, call))
 
 
@@ -67,12 +67,12 @@ async def validate_pipeline(api: Api, call: Call) -> Answer:
     return json_answer(Validation(valid=not errors, errors=errors))
 
 
-async def show_graph(api: Api, call: Call) -> Answer:
+async def get_pipeline_graph(api: Api, call: Call) -> Answer:
     draw = to_dot if call.query.format == "dot" else to_mermaid
     return text_answer(draw(_definition(api, call)))
 
 
-async def change_settings(api: Api, call: Call) -> Answer:
+async def update_engine_config(api: Api, call: Call) -> Answer:
     if call.body.log_level is not None:
         try:
             api.set_log_level(parse_log_level(call.body.log_level))
@@ -95,14 +95,17 @@ ROUTES = (
         method="GET",
         path="/v1/config/providers",
         handler=list_providers,
+        tag="providers",
         summary="List the provider profiles, without their secrets.",
         answers={200: ProviderList},
     ),
     Route(
         method="POST",
         path="/v1/config/providers",
-        handler=put_provider,
+        handler=upsert_provider_profile,
+        tag="providers",
         summary="Add or replace a provider profile.",
+        description="Local tools and model servers that the daemon starts are defined in configuration files only.",
         body=ProviderProfile,
         answers={200: ProviderView},
         errors=_CHANGES,
@@ -110,7 +113,8 @@ ROUTES = (
     Route(
         method="DELETE",
         path="/v1/config/providers/{id}",
-        handler=delete_provider,
+        handler=delete_provider_profile,
+        tag="providers",
         summary="Remove a provider profile that a client has put.",
         answers={204: None},
         errors=("not_found", "conflict", "store_full"),
@@ -119,6 +123,7 @@ ROUTES = (
         method="GET",
         path="/v1/config/pipelines",
         handler=list_pipelines,
+        tag="pipelines",
         summary="List the definitions that jobs can name.",
         answers={200: PipelineList},
     ),
@@ -126,7 +131,9 @@ ROUTES = (
         method="POST",
         path="/v1/config/pipelines/validate",
         handler=validate_pipeline,
+        tag="pipelines",
         summary="Check a definition, down to its templates.",
+        description="The answer is 200 for a bad definition too, with every problem and its path; nothing is stored.",
         body=PipelineDef,
         decodes_body=False,
         answers={200: Validation},
@@ -134,7 +141,8 @@ ROUTES = (
     Route(
         method="GET",
         path="/v1/config/pipelines/{type}",
-        handler=show_pipeline,
+        handler=get_pipeline,
+        tag="pipelines",
         summary="Show a definition.",
         answers={200: PipelineDef},
         errors=("not_found",),
@@ -143,7 +151,10 @@ ROUTES = (
         method="PUT",
         path="/v1/config/pipelines/{type}",
         handler=put_pipeline,
+        tag="pipelines",
         summary="Add or replace a definition.",
+        description="Jobs that run keep the definition they began with. A definition that a file of the daemon has can only be "
+        "changed there.",
         body=PipelineDef,
         answers={200: PipelineDef, 201: PipelineDef},
         errors=("conflict", "store_full"),
@@ -152,6 +163,7 @@ ROUTES = (
         method="DELETE",
         path="/v1/config/pipelines/{type}",
         handler=delete_pipeline,
+        tag="pipelines",
         summary="Remove a definition that a client has put.",
         answers={204: None},
         errors=("not_found", "conflict", "store_full"),
@@ -159,7 +171,8 @@ ROUTES = (
     Route(
         method="GET",
         path="/v1/config/pipelines/{type}/graph",
-        handler=show_graph,
+        handler=get_pipeline_graph,
+        tag="pipelines",
         summary="Draw the steps of a definition and what they depend on.",
         query=GraphQuery,
         answers={200: TEXT.partition(";")[0]},
@@ -168,7 +181,8 @@ ROUTES = (
     Route(
         method="POST",
         path="/v1/config/engine",
-        handler=change_settings,
+        handler=update_engine_config,
+        tag="daemon",
         summary="Change the log level; the answer is the settings in force.",
         body=EngineSettingsRequest,
         answers={200: dict[str, Any]},

@@ -50,7 +50,7 @@ async def list_jobs(api: Api, call: Call) -> Answer:
     return json_answer(JobList(jobs, None if before is None else str(before)))
 
 
-async def show_job(api: Api, call: Call) -> Answer:
+async def get_job(api: Api, call: Call) -> Answer:
     job = await api.engine.get_job(_job_id(call))
     if "chunks" in call.query.include:
         access = api.ready_local.access
@@ -60,7 +60,7 @@ async def show_job(api: Api, call: Call) -> Answer:
     return json_answer({"job": job})
 
 
-async def show_checkpoints(api: Api, call: Call) -> Answer:
+async def list_checkpoints(api: Api, call: Call) -> Answer:
     return json_answer({"checkpoints": await api.engine.checkpoints(_job_id(call))})
 
 
@@ -121,7 +121,11 @@ ROUTES = (
         method="POST",
         path="/v1/jobs",
         handler=create_job,
+        tag="jobs",
         summary="Submit a job; with mode sync wait for its end, with stream=true follow it.",
+        description="With mode async the answer is the queued job, and its address in Location. With mode sync it comes when the "
+        "job is finished, which may take as long as the job; the job goes on when the client leaves. With stream=true, "
+        "whatever the mode, it is the stream of events.",
         query=SubmitQuery,
         headers=_KEY_HEADER,
         body=JobRequest,
@@ -132,6 +136,7 @@ ROUTES = (
         method="GET",
         path="/v1/jobs",
         handler=list_jobs,
+        tag="jobs",
         summary="List jobs without input, result and steps, newest first.",
         query=JobsQuery,
         answers={200: JobList},
@@ -139,7 +144,8 @@ ROUTES = (
     Route(
         method="GET",
         path="/v1/jobs/{id}",
-        handler=show_job,
+        handler=get_job,
+        tag="jobs",
         summary="Show a job with its input, its steps and, once it is finished, its result.",
         query=JobQuery,
         answers={200: JobAnswer},
@@ -149,6 +155,7 @@ ROUTES = (
         method="DELETE",
         path="/v1/jobs/{id}",
         handler=delete_job,
+        tag="jobs",
         summary="Delete a finished job and all that belongs to it.",
         answers={204: None},
         errors=("not_found", "conflict", "store_full"),
@@ -156,7 +163,8 @@ ROUTES = (
     Route(
         method="GET",
         path="/v1/jobs/{id}/checkpoints",
-        handler=show_checkpoints,
+        handler=list_checkpoints,
+        tag="jobs",
         summary="The finished items of a job.",
         answers={200: Checkpoints},
         errors=("not_found",),
@@ -165,6 +173,7 @@ ROUTES = (
         method="POST",
         path="/v1/jobs/{id}/cancel",
         handler=cancel_job,
+        tag="jobs",
         summary="Cancel a job; the answer comes once it is over. A finished job stays as it is.",
         body=CancelRequest,
         body_optional=True,
@@ -175,7 +184,10 @@ ROUTES = (
         method="POST",
         path="/v1/jobs/{id}/rerun",
         handler=rerun_job,
+        tag="jobs",
         summary="Run a job again, from a step on or what failed of it.",
+        description="A new job with the input, labels, priority, timeout and limits of its parent. With reuse_upstream what "
+        "has succeeded is taken over instead of run again. The parent may still be running.",
         headers=_KEY_HEADER,
         body=RerunRequest,
         body_optional=True,

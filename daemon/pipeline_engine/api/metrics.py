@@ -15,22 +15,22 @@ from pipeline_engine.providers.call_stats import Histogram
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-async def show_health(api: Api, call: Call) -> Answer:
+async def get_health(api: Api, call: Call) -> Answer:
     # Asks nobody: a daemon whose store hangs is alive, and a restart would not help it.
     return json_answer(Health(version=__version__, uptime_sec=round(api.uptime_s, 3)))
 
 
-async def show_readiness(api: Api, call: Call) -> Answer:
+async def get_readiness(api: Api, call: Call) -> Answer:
     if api.refusal is not None:
         raise api.refusal
     return json_answer(Readiness())
 
 
-async def show_provider_metrics(api: Api, call: Call) -> Answer:
+async def get_metrics(api: Api, call: Call) -> Answer:
     return json_answer(api.ready_local.registry.metrics())
 
 
-async def show_prometheus(api: Api, call: Call) -> Answer:
+async def get_prometheus_metrics(api: Api, call: Call) -> Answer:
     return text_answer("".join(_metrics(api, api.ready_local)), content_type=PROMETHEUS)
 
 
@@ -104,7 +104,8 @@ ROUTES = (
     Route(
         method="GET",
         path="/health",
-        handler=show_health,
+        handler=get_health,
+        tag="daemon",
         summary="Whether the daemon is alive.",
         answers={200: Health},
         needs_engine=False,
@@ -112,7 +113,8 @@ ROUTES = (
     Route(
         method="GET",
         path="/health/ready",
-        handler=show_readiness,
+        handler=get_readiness,
+        tag="daemon",
         summary="Whether the daemon takes jobs: not while it starts, stops, or cannot write its store.",
         answers={200: Readiness},
         errors=("store_full",),
@@ -120,14 +122,16 @@ ROUTES = (
     Route(
         method="GET",
         path="/v1/metrics",
-        handler=show_provider_metrics,
+        handler=get_metrics,
+        tag="daemon",
         summary="Calls to providers since the start, by kind.",
         answers={200: ProviderMetrics},
     ),
     Route(
         method="GET",
         path="/metrics",
-        handler=show_prometheus,
+        handler=get_prometheus_metrics,
+        tag="daemon",
         summary="All metrics in the text format of Prometheus.",
         answers={200: TEXT.partition(";")[0]},
     ),

@@ -2,47 +2,88 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import msgspec
-
 from pipeline_engine import __version__
 from pipeline_engine.api.calls import Route
 from pipeline_engine.api.errors import STATUSES
-from pipeline_engine.api.wire import ErrorAnswer, EventLine
-from pipeline_engine.decoding import Secret
-from pipeline_engine.models import FrozenWire
+from pipeline_engine.api.event_lines import EVENT_LINE
+from pipeline_engine.api.examples import ANSWERS, BODIES, ERRORS
+from pipeline_engine.api.schemas import describe_query, describe_types, ref
+from pipeline_engine.api.wire import ErrorAnswer
 
-_REF = "#/components/schemas/{name}"
 _VARIABLE = re.compile(r"\{(\w+)\}")
+_JSON = "application/json"
 _NDJSON = "application/x-ndjson"
-_SUCCESSES = {200: "ok", 201: "created", 202: "accepted", 204: "done", 304: "not modified"}
+_TEXTS = ("text/event-stream", "text/plain")
+_SUCCESSES = {
+    200: "The answer.",
+    201: "Added.",
+    202: "Accepted: the new job is queued.",
+    204: "Done.",
+    304: "Not modified: the client has these bytes.",
+}
+_LINE_BY_LINE = "The answer. A stream has one JSON object a line, each an EventLine."
+_TAGS = {
+    "jobs": "Submit, read, cancel, rerun and delete jobs.",
+    "events": "What happens to a job, as it happens.",
+    "artifacts": "Files that steps made.",
+    "pipelines": "Definitions that jobs can name.",
+    "providers": "Where model servers are, and how they are called.",
+    "daemon": "Health, metrics and settings.",
+}
+_VARIABLES = {
+    "jobs": {"id": "The id of the job."},
+    "events": {"id": "The id of the job."},
+    "artifacts": {"id": "The id of the job.", "artifact": "The `id` of the artifact, as the item has it."},
+    "pipelines": {"type": "The `type` of the definition."},
+    "providers": {"id": "The `id` of the profile."},
+}
+_ANSWER_HEADERS = {
+    202: {"Location": "The address of the job."},
+    304: {"ETag": "That of the bytes."},
+}
+_ERROR_HEADERS = {
+    "Retry-After": "With 429: in how many seconds to try again.",
+    "WWW-Authenticate": "With 401: `Bearer`.",
+}
+_ABOUT = """A resident daemon that runs pipelines of local and remote AI steps.
+
+Times are RFC 3339 in UTC. In a request, null or an empty string means absent, and an unknown key is refused with its
+path. Clients must pass over keys of answers, and events, that they do not know. Every error has the same form."""
 
 JsonObject = dict[str, Any]
 
 
 def describe(routes: Sequence[Route]) -> JsonObject:
     """The OpenAPI 3.1 document of the routes, error answers included."""
-    types = list(_types_in(routes))
-    schemas, components = msgspec.json.schema_components(types, schema_hook=_schema_of_secret, ref_template=_REF)
-    known = dict(zip(types, schemas, strict=True))
-    _forbid_unknown_keys(components)
-    for schema in components.values():
-        if "description" in schema:  # a docstring, whose lines Python 3.13 and earlier ones indent differently
-            schema["description"] = inspect.cleandoc(schema["description"])
+    known, schemas = describe_types(_types_in(routes))
     paths: JsonObject = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, known)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Pipeline Engine", "version": __version__},
+        "info": {
+            "title": "Pipeline Engine",
+            "version": __version__,
+            "description": _ABOUT,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/", "description": "The daemon that gives this document."}],
+        "tags": [{"name": name, "description": words} for name, words in _TAGS.items()],
         "paths": paths,
         "components": {
-            "schemas": components,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": schemas,
+            "responses": {"Error": _error_response(known)},
+            "securitySchemes": {
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "The API key of a daemon that was given one. On the unix socket none is needed.",
+                }
+            },
         },
         "security": [{}, {"key": []}],
     }
@@ -58,51 +99,42 @@ def _types_in(routes: Iterable[Route]) -> dict[Any, None]:
             for part in answer if isinstance(answer, tuple) else (answer,):
                 if part is not None and not isinstance(part, str):
                     found[part] = None
-    return found | dict.fromkeys((EventLine, ErrorAnswer))
-
-
-def _schema_of_secret(type_: type) -> JsonObject:
-    if type_ is Secret:
-        return {"type": "string", "format": "password", "writeOnly": True}
-    raise NotImplementedError(f"{type_.__name__} has no schema")
-
-
-def _forbid_unknown_keys(components: dict[str, JsonObject]) -> None:
-    """What requests consist of is decoded strictly (see decoding)."""
-    waiting = [FrozenWire]
-    while waiting:
-        subclasses = waiting.pop().__subclasses__()
-        waiting += subclasses
-        for subclass in subclasses:
-            if subclass.__name__ in components:
-                components[subclass.__name__]["additionalProperties"] = False
+    return found | {ErrorAnswer: None}
 
 
 def _operation(route: Route, known: dict[Any, JsonObject]) -> JsonObject:
-    operation: JsonObject = {
-        "operationId": route.handler.__name__,
-        "summary": route.summary,
-        "parameters": [*_path_parameters(route.path), *_query_parameters(route), *_header_parameters(route)],
-        "responses": _responses(route, known),
-    }
+    name = route.handler.__name__
+    operation: JsonObject = {"operationId": name, "tags": [route.tag], "summary": route.summary}
+    if route.description:
+        operation["description"] = route.description
+    if route.path.startswith("/health"):
+        operation["security"] = []
+    operation["parameters"] = [*_path_parameters(route), *_query_parameters(route), *_header_parameters(route)]
     if route.body is not None:
         operation["requestBody"] = {
             "required": not route.body_optional,
-            "content": {"application/json": {"schema": known[route.body]}},
+            "content": {_JSON: {"schema": known[route.body], "examples": BODIES[name]}},
         }
+    operation["responses"] = _responses(route, known)
     return operation
 
 
-def _path_parameters(path: str) -> list[JsonObject]:
+def _path_parameters(route: Route) -> list[JsonObject]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in _VARIABLE.findall(path)
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": _VARIABLES[route.tag][name],
+            "schema": {"type": "string"},
+        }
+        for name in _VARIABLE.findall(route.path)
     ]
 
 
 def _query_parameters(route: Route) -> list[JsonObject]:
-    _, components = msgspec.json.schema_components([route.query], ref_template=_REF)
     parameters = []
-    for name, schema in components[route.query.__name__]["properties"].items():
+    for name, schema in describe_query(route.query).items():
         description = schema.pop("description", None)
         parameter = {"name": name, "in": "query", "required": False, "schema": schema}
         parameters.append(parameter | ({"description": description} if description else {}))
@@ -119,28 +151,47 @@ def _header_parameters(route: Route) -> list[JsonObject]:
 def _responses(route: Route, known: dict[Any, JsonObject]) -> JsonObject:
     responses: JsonObject = {}
     for status, answer in route.answers.items():
-        response: JsonObject = {"description": _SUCCESSES[status]}
-        if answer is not None:
-            parts = answer if isinstance(answer, tuple) else (answer,)
-            response["content"] = dict(_content(part, known) for part in parts)
+        parts = answer if isinstance(answer, tuple) else () if answer is None else (answer,)
+        response: JsonObject = {"description": _LINE_BY_LINE if _NDJSON in parts else _SUCCESSES[status]}
+        if status in _ANSWER_HEADERS:
+            response["headers"] = _headers(_ANSWER_HEADERS[status])
+        if parts:
+            response["content"] = dict(_content(route, status, part, known) for part in parts)
         responses[str(status)] = response
     by_status: dict[int, list[str]] = {}
     for code in dict.fromkeys((*_common_errors(route), *route.errors)):
         by_status.setdefault(STATUSES[code], []).append(code)
     for status in sorted(by_status):
-        responses[str(status)] = {
-            "description": ", ".join(by_status[status]),
-            "content": {"application/json": {"schema": known[ErrorAnswer]}},
-        }
+        codes = " or ".join(f"`{code}`" for code in by_status[status])
+        responses[str(status)] = {"$ref": "#/components/responses/Error", "description": f"An error: {codes}."}
     return responses
 
 
-def _content(part: Any, known: dict[Any, JsonObject]) -> tuple[str, JsonObject]:
+def _content(route: Route, status: int, part: Any, known: dict[Any, JsonObject]) -> tuple[str, JsonObject]:
+    media_type = part if isinstance(part, str) else _JSON
+    examples = ANSWERS.get((route.handler.__name__, status), {}).get(media_type)
+    shown = {"examples": examples} if examples else {}
+    return media_type, {"schema": _schema_of_body(part, known), **shown}
+
+
+def _schema_of_body(part: Any, known: dict[Any, JsonObject]) -> JsonObject:
     if part == _NDJSON:
-        return part, {"schema": known[EventLine]}
+        return ref(EVENT_LINE)
     if isinstance(part, str):
-        return part, {"schema": {"type": "string"}}
-    return "application/json", {"schema": known[part]}
+        return {"type": "string"} if part in _TEXTS else {"type": "string", "format": "binary"}
+    return known[part]
+
+
+def _error_response(known: dict[Any, JsonObject]) -> JsonObject:
+    return {
+        "description": "An error.",
+        "headers": _headers(_ERROR_HEADERS),
+        "content": {_JSON: {"schema": known[ErrorAnswer], "examples": ERRORS}},
+    }
+
+
+def _headers(described: dict[str, str]) -> JsonObject:
+    return {name: {"description": words, "schema": {"type": "string"}} for name, words in described.items()}
 
 
 def _common_errors(route: Route) -> Iterable[str]:

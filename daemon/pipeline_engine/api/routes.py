@@ -12,7 +12,7 @@ from pipeline_engine.api.openapi import describe
 from pipeline_engine.decoding import to_json
 
 
-async def show_openapi(api: Api, call: Call) -> Answer:
+async def get_openapi(api: Api, call: Call) -> Answer:
     return Answer(content_type=JSON, body=_document())
 
 
@@ -30,7 +30,8 @@ ROUTES = (
     Route(
         method="GET",
         path="/openapi.json",
-        handler=show_openapi,
+        handler=get_openapi,
+        tag="daemon",
         summary="This document.",
         answers={200: dict[str, Any]},
         needs_engine=False,

@@ -36,7 +36,7 @@ class _Format:
     error: Callable[[JobId, PipelineEngineError], bytes]
 
 
-async def stream_job(api: Api, call: Call) -> Answer:
+async def follow_job(api: Api, call: Call) -> Answer:
     accept = call.headers.get("accept", "")
     after_seq = call.query.after_seq
     # A browser that reconnects repeats its first address; where it really stopped stands in this header.
@@ -82,7 +82,7 @@ async def _follow(
         yield chosen.error(job_id, exc)
 
 
-async def page_of_events(api: Api, call: Call) -> Answer:
+async def list_events(api: Api, call: Call) -> Answer:
     query: EventsQuery = call.query
     lines: list[bytes] = []
     async with api.engine.follow(JobId(call.path_values["id"]), after_seq=query.after_seq) as follower:
@@ -144,8 +144,12 @@ ROUTES = (
     Route(
         method="GET",
         path="/v1/jobs/{id}/stream",
-        handler=stream_job,
+        handler=follow_job,
+        tag="events",
         summary="Follow a job: its events from the log, then live, until stream_finished.",
+        description="One event a line, as NDJSON; as server-sent events with Accept: text/event-stream. A stream that ends "
+        "without stream_finished was cut: ask again with the last seq as after_seq, and get each further event once. "
+        "Lines of heartbeat come after 15 s of silence.",
         query=StreamQuery,
         headers={"Last-Event-ID": "For server-sent events, takes the place of after_seq."},
         answers={200: EVENT_STREAMS},
@@ -155,7 +159,8 @@ ROUTES = (
     Route(
         method="GET",
         path="/v1/jobs/{id}/events",
-        handler=page_of_events,
+        handler=list_events,
+        tag="events",
         summary="A page of a job's events; waits up to wait_s seconds for the first.",
         query=EventsQuery,
         answers={200: EventsPage},

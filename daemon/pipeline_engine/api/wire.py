@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from pipeline_engine.models import FrozenWire, Job, JobId, JobStatus, PipelineDef, ProviderKind, StepCheckpoint, Wire
+from pipeline_engine.models import FrozenWire, Job, JobStatus, PipelineDef, ProviderKind, StepCheckpoint, Usage, Wire
 
 MAX_SEQ = 2**53 - 1  # what every JSON reader holds exactly
 MAX_WAIT_S = 60
@@ -85,19 +85,47 @@ class Checkpoints(msgspec.Struct):
     checkpoints: list[StepCheckpoint]
 
 
-class EventLine(Wire, kw_only=True):
-    """One line of a stream. Heartbeats and errors of the stream itself have no seq."""
-
-    seq: int | None = None
-    event: str
-    job_id: JobId
-    ts: str
-    data: dict[str, Any]
-
-
 class EventsPage(msgspec.Struct):
-    events: list[EventLine]
+    events: list[dict[str, Any]]
     last_seq: int
+
+
+class Artifact(msgspec.Struct, kw_only=True):
+    """A stored file."""
+
+    id: str
+    url: str
+    mime_type: str
+    bytes: int
+    sha256: str
+
+
+class ToolCall(msgspec.Struct, kw_only=True):
+    """What the model wants to have called."""
+
+    id: str
+    name: str
+    arguments: Any
+
+
+class ItemData(Wire, kw_only=True):
+    """The data of an item: the keys that apply."""
+
+    text: str
+    json: Any = None
+    prompt: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    usage: Usage | None = None
+    finish_reason: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    latency_ms: int | None = None
+    warnings: list[dict[str, Any]] | None = None
+    artifact: Artifact | None = None
+    artifacts: list[Artifact] | None = None
+    embedding: list[float] | None = None
+    dimensions: int | None = None
 
 
 class ProviderView(msgspec.Struct, kw_only=True):
