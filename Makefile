@@ -1,6 +1,7 @@
 # Every target sets up what it needs: Python 3.11 or later with its venv module is all that must be there.
 #   make demo            digest a sample of real system logs, then let a small model explain its errors
 #   make test            lint, types, architecture and tests
+#   make clients         generate clients of the API in TypeScript and Python, check and run them; needs node and npm
 #   make systemd         the units under a real systemd; as root
 #   make format          let ruff format the code and mend what it safely can
 #   make bench           measure, and write docs/performance.md (some minutes)
@@ -15,13 +16,16 @@ MODEL := $(VENV)/.model
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
 SYSTEMD_TESTS := tests/integration/systemd
+CLIENT_TESTS := tests/clients
+PYTHON_GENERATOR := .venv-clients/.ready
+TYPESCRIPT_GENERATOR := $(CLIENT_TESTS)/typescript/node_modules/.ready
 CHAOS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit format bench chaos clean systemd
+.PHONY: help setup demo test lint unit format bench chaos clean clients systemd
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 setup: $(READY)
 
@@ -68,7 +72,21 @@ lint: $(READY)
 # Text is opened with its encoding named, so that no locale changes what the daemon reads: -X warn_default_encoding.
 unit: $(READY)
 	$(BIN)/python -X warn_default_encoding -m pytest -q -p no:cacheprovider -n 2 --dist worksteal \
-	  --ignore $(SYSTEMD_TESTS) $(PYTEST_ARGS)
+	  --ignore $(SYSTEMD_TESTS) --ignore $(CLIENT_TESTS) $(PYTEST_ARGS)
+
+# Exact versions of generators, type checkers and what they need, apart from the project's own.
+$(PYTHON_GENERATOR): $(CLIENT_TESTS)/python/requirements.txt
+	@$(PYTHON) -m venv .venv-clients
+	@.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+$(TYPESCRIPT_GENERATOR): $(CLIENT_TESTS)/typescript/package-lock.json
+	@command -v npm >/dev/null || { echo "make clients needs node 18 or later, and npm." >&2; exit 1; }
+	@cd $(CLIENT_TESTS)/typescript && npm ci --silent
+	@touch $@
+
+clients: $(READY) $(PYTHON_GENERATOR) $(TYPESCRIPT_GENERATOR)
+	$(BIN)/python -X warn_default_encoding -m pytest -q -p no:cacheprovider $(CLIENT_TESTS) $(PYTEST_ARGS)
 
 # The units under a real systemd in a sandbox: needs root and Debian's systemd, and a minute or two.
 systemd: $(READY)
@@ -85,5 +103,5 @@ chaos: $(READY)
 	$(BIN)/python -m benchmarks.chaos $(CHAOS_ARGS)
 
 clean:
-	rm -rf $(VENV) .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .demo
+	rm -rf $(VENV) .venv-* $(CLIENT_TESTS)/typescript/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -90,7 +90,7 @@ def test_every_error_that_an_operation_may_give_has_an_example() -> None:
         ("job.json", "JobAnswer"),
         ("cancelled.json", "JobAnswer"),
         ("jobs.json", "JobList"),
-        ("checkpoints.json", "Checkpoints"),
+        ("checkpoints.json", "CheckpointList"),
         ("metrics.json", "ProviderMetrics"),
         ("profile.json", "ProviderView"),
         ("error_invalid_request.json", "ErrorAnswer"),

@@ -6,7 +6,7 @@ from pipeline_engine.api.calls import Answer, Call, Route, json_answer
 from pipeline_engine.api.chunks import read_chunks
 from pipeline_engine.api.context import Api
 from pipeline_engine.api.streams import EVENT_STREAMS, stream_answer
-from pipeline_engine.api.wire import CancelRequest, Checkpoints, JobAnswer, JobList, JobQuery, JobsQuery, SubmitQuery
+from pipeline_engine.api.wire import CancelRequest, CheckpointList, JobAnswer, JobList, JobQuery, JobsQuery, SubmitQuery
 from pipeline_engine.errors import InvalidRequestError, Problem, UnavailableError
 from pipeline_engine.idempotency import IdempotencyKey
 from pipeline_engine.models import Job, JobId, JobMode, JobRequest, RerunRequest
@@ -166,7 +166,7 @@ ROUTES = (
         handler=list_checkpoints,
         tag="jobs",
         summary="The finished items of a job.",
-        answers={200: Checkpoints},
+        answers={200: CheckpointList},
         errors=("not_found",),
     ),
     Route(

@@ -46,6 +46,7 @@ def describe_types(types: Iterable[Any]) -> tuple[dict[Any, JsonObject], dict[st
     for name, schema in components.items():
         if name in _STRUCTS:
             _complete(_STRUCTS[name], schema)
+    _spell_out(components)
     for type_, words in TYPES.items():
         components[type_.__name__]["description"] = words
     components |= event_lines.event_schemas(REF)
@@ -57,6 +58,7 @@ def describe_query(type_: type[msgspec.Struct]) -> dict[str, JsonObject]:
     _, components = msgspec.json.schema_components([type_], ref_template=REF)
     schema = components[type_.__name__]
     _complete(type_, schema)
+    _spell_out(schema)
     parameters: dict[str, JsonObject] = schema["properties"]
     return parameters
 
@@ -65,6 +67,20 @@ def _schema_of_secret(type_: type) -> JsonObject:
     if type_ is Secret:
         return {"type": "string", "format": "password", "writeOnly": True}
     raise NotImplementedError(f"{type_.__name__} has no schema")
+
+
+def _spell_out(value: Any) -> None:
+    """Say what generators do not find out: enums are strings, and an object without fields may hold anything."""
+    if isinstance(value, dict):
+        if isinstance(value.get("enum"), list):
+            value["type"] = "string"
+        if value.get("type") == "object" and "properties" not in value:
+            value.setdefault("additionalProperties", True)
+        for part in value.values():
+            _spell_out(part)
+    elif isinstance(value, list):
+        for part in value:
+            _spell_out(part)
 
 
 def _complete(struct: type[msgspec.Struct], schema: JsonObject) -> None:

@@ -81,7 +81,7 @@ class JobList(msgspec.Struct):
     next_cursor: str | None
 
 
-class Checkpoints(msgspec.Struct):
+class CheckpointList(msgspec.Struct):
     checkpoints: list[StepCheckpoint]
 
 
