@@ -1,6 +1,7 @@
 # Every target sets up what it needs: Python 3.11 or later with its venv module is all that must be there.
 #   make demo            digest a sample of real system logs, then let a small model explain its errors
 #   make test            lint, types, architecture and tests
+#   make fuzz            10,000 requests of raw bytes, and 2,000 made from /openapi.json (two minutes)
 #   make clients         generate clients of the API in TypeScript and Python, check and run them; needs node and npm
 #   make systemd         the units under a real systemd; as root
 #   make format          let ruff format the code and mend what it safely can
@@ -22,10 +23,10 @@ TYPESCRIPT_GENERATOR := $(CLIENT_TESTS)/typescript/node_modules/.ready
 CHAOS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit format bench chaos clean clients systemd
+.PHONY: help setup demo test lint unit format bench chaos clean clients fuzz systemd
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
 setup: $(READY)
 
@@ -73,6 +74,11 @@ lint: $(READY)
 unit: $(READY)
 	$(BIN)/python -X warn_default_encoding -m pytest -q -p no:cacheprovider -n 2 --dist worksteal \
 	  --ignore $(SYSTEMD_TESTS) --ignore $(CLIENT_TESTS) $(PYTEST_ARGS)
+
+# The same tests as in `unit`, with more of everything.
+fuzz: $(READY)
+	FUZZ_REQUESTS=3400 FUZZ_EXAMPLES=90 $(BIN)/python -X warn_default_encoding -m pytest -q -p no:cacheprovider \
+	  tests/integration/api/test_fuzz_requests.py tests/integration/api/test_schemathesis.py $(PYTEST_ARGS)
 
 # Exact versions of generators, type checkers and what they need, apart from the project's own.
 $(PYTHON_GENERATOR): $(CLIENT_TESTS)/python/requirements.txt

@@ -13,6 +13,7 @@ from pipeline_engine.api import event_lines, wire
 from pipeline_engine.api.field_docs import FIELDS, TYPES
 from pipeline_engine.decoding import Secret
 from pipeline_engine.models import FrozenWire
+from pipeline_engine.pipeline import STEP_ID
 
 JsonObject = dict[str, Any]
 
@@ -31,10 +32,11 @@ def ref(name: str) -> JsonObject:
     return {"$ref": REF.format(name=name)}
 
 
-#: Fields that the code has as plain objects, and whose parts are known all the same.
+#: Fields of which more is known than their types say.
 _REPLACED = {
     (wire.EventsPage, "events"): {"type": "array", "items": ref(event_lines.EVENT)},
     (models.ResultItem, "data"): ref("ItemData"),
+    (models.StepDef, "id"): {"type": "string", "pattern": f"^{STEP_ID.pattern}$"},
     (models.StepExecution, "chunks"): {"type": "array", "items": ref("Chunk")},
 }
 

@@ -1,6 +1,7 @@
-"""Raw bytes of every bad kind, at random: no answer is a server error, and the same server still serves.
+"""Raw bytes of every bad kind, at random: no answer is a server error, and others are served meanwhile and after.
 
-FUZZ_REQUESTS says how many requests each seed makes; FUZZ_SEEDS names the seeds.
+FUZZ_REQUESTS says how many requests each seed makes against the server and against a daemon; FUZZ_SEEDS names the seeds.
+`make fuzz` makes 10,000 of each.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import random
 import socket
 import struct
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 import trio
 from quart import Response, request
 from quart_trio import QuartTrio
+from tests.daemon_process import DaemonProcess
 
 from pipeline_engine.api.serving import Guard, GuardSettings, ServeSettings, host_names, open_listeners, serve
 from pipeline_engine.decoding import Secret
@@ -25,6 +28,7 @@ SEEDS = [int(seed) for seed in os.environ.get("FUZZ_SEEDS", "1,2,3").split(",")]
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "400"))
 CLIENTS = 40  # at a time
 PATIENCE_S = 0.2  # a client waits so long for more of an answer
+ANSWER_S = 5.0  # a client that asks properly has its answer in this time, whatever the others send
 
 METHODS = [
     b"GET",
@@ -45,6 +49,12 @@ TARGETS = [
     b"/health", b"/stream", b"/echo", b"/nowhere", b"/", b"*", b"//evil.example", b"/%00%ff%2e%2e/", b"/a\x00b", b"/\xff", b"",
     b"http://localhost/health", b"http://evil.example/", b"http://", b"localhost:80", b"/health?" + b"q" * 5000, b"/ui/..%2f..",
     b"?", b"/%", b"http://[::1/", b"/health#x",
+]  # fmt: skip
+API_TARGETS = [
+    b"/v1/jobs", b"/v1/jobs?stream=true", b"/v1/jobs?limit=\xff", b"/v1/jobs/job_1", b"/v1/jobs/%00/stream?after_seq=-1",
+    b"/v1/jobs/job_1/events?wait_s=nan", b"/v1/jobs/job_1/artifacts/..%2f..%2fengine.db", b"/v1/jobs/\xff/cancel",
+    b"/v1/jobs/job_1/rerun", b"/v1/config/pipelines/a%2fb", b"/v1/config/pipelines/validate", b"/v1/config/providers",
+    b"/v1/config/engine", b"/metrics", b"/openapi.json", b"/health/ready",
 ]  # fmt: skip
 VERSIONS = [b"HTTP/1.1"] * 6 + [b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9.9", b"HTTP/1.", b"ICY", b"", b"HTTP/1.1 "]
 HEADERS = [
@@ -68,9 +78,21 @@ BODIES = [
     b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
     b"\r\n\r\n\r\n", b"\x81\xff\x00\x00", b"x" * 50_000,
 ]  # fmt: skip
+JSON_BODIES = [
+    b'{"pipeline":{"type":"t","steps":[{"id":"a","kind":"map","config":{"map":"identity"}}]},"mode":"sync"}',
+    b'{"pipeline_type":"words.v1","input":{"sources":[{"content":"\\ud800"}]}}', b'{"pipeline_type":1e999}', b'{"pipeline_type":"words.v1"}', b"[" * 100_000,
+    b'{"a":' * 2_000, b'{"pipeline":{"steps":[NaN]}}', b'{"log_level":"\xff"}', b'{"id":"p","kind":"openai","base_uri":"http://["}',
+    b'{"pipeline_type":"words.v1","pipeline_type":"x"}', b"null", b'"', b"\xef\xbb\xbf{}", b"1" * 5_000,
+]  # fmt: skip
 
 
-def make_request(rng: random.Random) -> bytes:
+def with_length(body: bytes) -> bytes:
+    """The end of a head, and the body that it announces."""
+    return b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+def make_request(rng: random.Random, targets: list[bytes], usual: list[bytes]) -> bytes:
+    """One request, broken or not; half of them go to the usual targets."""
     kind = rng.random()
     if kind < 0.1:
         return rng.randbytes(rng.randrange(300)) + rng.choice([b"", b"\r\n\r\n"])
@@ -81,7 +103,7 @@ def make_request(rng: random.Random) -> bytes:
         headers = [b"Host: localhost", b"Authorization: Bearer k", *(h for h in headers if not h.startswith(b"Host"))]
     rng.shuffle(headers)
     method = rng.choice(METHODS) if rng.random() < 0.5 else rng.choice([b"GET", b"POST"])
-    target = rng.choice(TARGETS) if rng.random() < 0.5 else rng.choice([b"/health", b"/echo", b"/stream"])
+    target = rng.choice(targets) if rng.random() < 0.5 else rng.choice(usual)
     lines = [b" ".join([method, target, rng.choice(VERSIONS)]), *headers]
     data = rng.choice([b"\r\n"] * 9 + [b"\n"]).join([*lines, b"", b""]) + rng.choice(BODIES)
     if kind < 0.35:
@@ -92,6 +114,19 @@ def make_request(rng: random.Random) -> bytes:
     if kind > 0.9:
         data = data[: rng.randrange(len(data) + 1)]
     return data
+
+
+def make_api_request(rng: random.Random) -> bytes:
+    """One for the daemon: every other one is whole, and asks for something that it may or may not do."""
+    if rng.random() < 0.5:
+        return make_request(rng, TARGETS + API_TARGETS, API_TARGETS)
+    body = rng.choice(JSON_BODIES)
+    if rng.random() < 0.3:
+        changed = bytearray(body)
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+        body = bytes(changed)
+    method, target = rng.choice([b"POST", b"PUT", b"DELETE", b"GET"]), rng.choice(API_TARGETS)
+    return b"%b %b HTTP/1.1\r\nHost: localhost\r\n" % (method, target) + with_length(body)
 
 
 def make_app() -> QuartTrio:
@@ -142,21 +177,46 @@ async def attack(port: int, requests: list[bytes], rng: random.Random, answers: 
             answers.append(answer)
 
 
-async def ask_health(port: int) -> bytes:
+async def ask_health(port: int) -> None:
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")
         answer = b""
-        with trio.fail_after(5):
+        with trio.fail_after(ANSWER_S):
             while part := await stream.receive_some(65_536):
                 answer += part
-        return answer
+        assert b'"status":"ok"' in answer
 
 
-@pytest.mark.parametrize("seed", [int(x) for x in os.environ.get("SEEDS", "1,2,3").split(",")])
+async def bombard(port: int, requests: list[bytes], rng: random.Random) -> list[bytes]:
+    """What is answered to all these requests, while another client asks as one should."""
+    answers: list[bytes] = []
+
+    async def keep_asking() -> None:
+        while requests:
+            await ask_health(port)
+            await trio.sleep(0.05)
+
+    async with trio.open_nursery() as clients:
+        clients.start_soon(keep_asking)
+        for _ in range(CLIENTS):
+            clients.start_soon(attack, port, requests, rng, answers)
+    await ask_health(port)
+    return answers
+
+
+def check_answers(answers: list[bytes]) -> set[bytes]:
+    """The statuses that came; none is one of a failure."""
+    for answer in answers:
+        assert b"HTTP/1.1 5" not in answer, answer[:500]
+        assert not answer.startswith(b"HTTP/1.1 101")
+    return {answer[9:12] for answer in answers if answer.startswith(b"HTTP/1.1 ")}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 async def test_no_bytes_hurt_the_server(seed: int, caplog: pytest.LogCaptureFixture) -> None:
     rng = random.Random(seed)
-    requests = [make_request(rng) for _ in range(REQUESTS)]
-    answers: list[bytes] = []
+    usual = [b"/health", b"/echo", b"/stream"]
+    requests = [make_request(rng, TARGETS, usual) for _ in range(REQUESTS)]
     stop = trio.Event()
     async with open_listeners([TcpAddress("127.0.0.1", 0)]) as listeners, trio.open_nursery() as nursery:
         port = listeners[0].socket.getsockname()[1]
@@ -164,15 +224,30 @@ async def test_no_bytes_hurt_the_server(seed: int, caplog: pytest.LogCaptureFixt
         guard = Guard(make_app(), settings=guard_settings)
         settings = ServeSettings(max_body_bytes=10_000, head_timeout_s=1, body_timeout_s=1, grace_s=1)
         await nursery.start(partial(serve, guard, listeners, settings=settings, stop=stop))
-        async with trio.open_nursery() as clients:
-            for _ in range(CLIENTS):
-                clients.start_soon(attack, port, requests, rng, answers)
-        assert b'{"status":"ok"}' in await ask_health(port)
+        answers = await bombard(port, requests, rng)
         stop.set()
-    statuses = {answer[9:12] for answer in answers if answer.startswith(b"HTTP/1.1 ")}
     assert len(answers) > REQUESTS / 2
-    assert {b"200", b"400", b"401", b"403", b"404", b"413", b"415"} <= statuses
-    for answer in answers:
-        assert b"HTTP/1.1 5" not in answer, answer[:500]
-        assert not answer.startswith(b"HTTP/1.1 101")
+    assert {b"200", b"400", b"401", b"403", b"404", b"413", b"415"} <= check_answers(answers)
     assert [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")] == []
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    process = DaemonProcess(tmp_path_factory.mktemp("daemon")).start()
+    yield process
+    process.close()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_no_bytes_hurt_a_daemon(seed: int, daemon: DaemonProcess) -> None:
+    rng = random.Random(seed)
+    requests = [make_api_request(rng) for _ in range(REQUESTS)]
+    answers = await bombard(int(daemon.url.rpartition(":")[2]), requests, rng)
+    assert daemon.process is not None
+    assert daemon.process.poll() is None, "the daemon has ended"
+    assert len(answers) > REQUESTS / 2
+    assert {b"200", b"400", b"403", b"404", b"405", b"415"} <= check_answers(answers)
+    log = daemon.log.read_text(encoding="utf-8")
+    assert "Traceback" not in log
+    assert "internal error" not in log
