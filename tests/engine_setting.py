@@ -156,7 +156,9 @@ async def open_setting(
         ),
         admission=Admission(
             pipelines=known,
-            checker=DefinitionChecker(templates=templates, profiles=registry.get, handlers=handlers.known),
+            checker=DefinitionChecker(
+                templates=templates, profiles=registry.get, profile_ids=registry.ids, handlers=handlers.known
+            ),
         ),
         limits=limits,
     )

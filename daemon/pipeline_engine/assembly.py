@@ -53,6 +53,7 @@ def file_checker(config: Config) -> DefinitionChecker:
     return DefinitionChecker(
         templates=Templates(fuel=config.limits.template_fuel),
         profiles=config.providers.get,
+        profile_ids=config.providers.keys,
         handlers=Handlers(config.handlers).known,
     )
 
@@ -139,7 +140,9 @@ async def open_engine(
         limiter=workers,
         redactor=redactor,
     ) as registry:
-        checker = DefinitionChecker(templates=templates, profiles=registry.get, handlers=handlers.known)
+        checker = DefinitionChecker(
+            templates=templates, profiles=registry.get, profile_ids=registry.ids, handlers=handlers.known
+        )
         pipelines = Pipelines(configured_pipelines(config, checker)[0])
         catalog = Catalog(pipelines=pipelines, registry=registry, checker=checker, access=access, writer=writer)
         catalog.use_configuration(

@@ -22,6 +22,7 @@ from pipeline_engine.models import (
 from pipeline_engine.pipeline import Graph, check, input_step
 from pipeline_engine.steps.schemas import check_schema
 from pipeline_engine.steps.transforms import check_jmespath
+from pipeline_engine.suggestions import known_names
 from pipeline_engine.templates import Templates
 
 _NAMES = frozenset({"sources", "options", "job", "step", "previous"})
@@ -57,10 +58,14 @@ def explain_overrides(problems: Iterable[Problem]) -> list[Problem]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefinitionChecker:
-    """Finds what is wrong with definitions. `profiles` gives the profile of an id, `handlers` knows a handler's name."""
+    """Finds what is wrong with definitions.
+
+    `profiles` gives the profile of an id, `profile_ids` all ids; `handlers` knows a handler's name.
+    """
 
     templates: Templates
     profiles: Callable[[str], ProviderProfile | None]
+    profile_ids: Callable[[], Iterable[str]]
     handlers: Callable[[str], bool]
 
     def check(self, definition: PipelineDef, *, path: str = "") -> list[Problem]:
@@ -87,7 +92,8 @@ class DefinitionChecker:
         profile = self.profiles(step.provider_profile_id)
         here = f"{where}.provider_profile_id"
         if profile is None:
-            yield Problem(here, f"there is no provider profile {step.provider_profile_id!r}")
+            known = known_names(step.provider_profile_id, self.profile_ids())
+            yield Problem(here, f"there is no provider profile {step.provider_profile_id!r}; {known}")
         elif profile.kind not in _FITTING_KINDS[step.kind]:
             fitting = " or ".join(_FITTING_KINDS[step.kind])
             message = f"the profile {profile.id!r} is of the kind {profile.kind}; a step of the kind {step.kind}"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from pipeline_engine.suggestions import known_names
+
 
 class ErrorCode(StrEnum):
     """Why a job, a step or an item failed: the codes of a JobError."""
@@ -82,8 +84,8 @@ class UnknownPipelineError(PipelineEngineError):
 
     def __init__(self, pipeline_type: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        listed = ", ".join(names) or "none"
-        super().__init__(f"there is no pipeline {pipeline_type!r}; known: {listed}", details={"known": names})
+        message = f"there is no pipeline {pipeline_type!r}; {known_names(pipeline_type, names)}"
+        super().__init__(message, details={"known": names})
 
 
 class NotFoundError(PipelineEngineError):

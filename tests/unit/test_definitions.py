@@ -32,7 +32,9 @@ PROFILES = {
 
 @pytest.fixture
 def checker() -> DefinitionChecker:
-    return DefinitionChecker(templates=Templates(), profiles=PROFILES.get, handlers={"shout"}.__contains__)
+    return DefinitionChecker(
+        templates=Templates(), profiles=PROFILES.get, profile_ids=PROFILES.keys, handlers={"shout"}.__contains__
+    )
 
 
 def llm(step_id: str, **fields: Any) -> dict[str, Any]:
@@ -80,6 +82,12 @@ def problems_of(checker: DefinitionChecker, *steps: dict[str, Any], **fields: An
 )
 def test_good_definitions_pass(checker: DefinitionChecker, steps: list[dict[str, Any]]) -> None:
     assert problems_of(checker, *steps) == []
+
+
+def test_an_unknown_profile_is_told_with_those_that_are_known(checker: DefinitionChecker) -> None:
+    [(path, message)] = problems_of(checker, llm("a", provider_profile_id="shel"))
+    assert path == "steps[0].provider_profile_id"
+    assert message == ("there is no provider profile 'shel'; did you mean 'shell'? known: img, ol, shell, tool, up")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +211,9 @@ def test_the_demo_pipelines_are_sound() -> None:
         "openai-cli": ProviderProfile(id="openai-cli", kind=ProviderKind.OPENAI),
         "ollama-cli": ProviderProfile(id="ollama-cli", kind=ProviderKind.OLLAMA),
     }
-    checker = DefinitionChecker(templates=Templates(), profiles=profiles.get, handlers=lambda _: False)
+    checker = DefinitionChecker(
+        templates=Templates(), profiles=profiles.get, profile_ids=profiles.keys, handlers=lambda _: False
+    )
     pipelines = demo_pipelines(profiles)
     assert len(pipelines) == 4
     assert [problem for pipeline in pipelines for problem in checker.check(pipeline)] == []

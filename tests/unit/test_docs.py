@@ -27,8 +27,9 @@ TOP_FOLDERS = tuple(f"{folder.name}/" for folder in ROOT.iterdir() if folder.is_
 #: Stands before a command that calls a model; it is tried as a dry run.
 NEEDS_MODEL = "<!-- needs a model server -->"
 
+PROFILES = {profile.id: profile for profile in BUILT_IN_PROFILES}
 CHECKER = DefinitionChecker(
-    templates=Templates(), profiles={profile.id: profile for profile in BUILT_IN_PROFILES}.get, handlers=lambda _: False
+    templates=Templates(), profiles=PROFILES.get, profile_ids=PROFILES.keys, handlers=lambda _: False
 )
 
 

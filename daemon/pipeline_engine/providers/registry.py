@@ -93,6 +93,9 @@ class ProviderRegistry:
         entry = self._entries.get(profile_id)
         return None if entry is None else entry.profile
 
+    def ids(self) -> list[str]:
+        return sorted(self._entries)
+
     def profiles(self) -> list[ProviderProfile]:
         """All profiles, in the order of their ids."""
         return [self._entries[profile_id].profile for profile_id in sorted(self._entries)]
