@@ -5,15 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 import msgspec
 
 from pipeline_engine.cli.display import printable
-from pipeline_engine.documents import SUFFIXES, parse_document
-from pipeline_engine.errors import InvalidRequestError, Problem
 from pipeline_engine_sdk import ConnectionFailed, PipelineEngineClient, PipelineEngineError
 
 EXIT_REFUSED = 2
@@ -71,34 +68,3 @@ def print_error(error: Mapping[str, Any], *, status: str) -> None:
     click.echo(printable(f"pipeline-engine: job {status}{where}: {error['code']}: {error['message']}"), err=True)
     if details.get("stderr"):
         click.echo(printable(details["stderr"].rstrip()), err=True)
-
-
-def is_file(text: str) -> bool:
-    """Whether the argument of a command that takes a FILE or a TYPE is a file's name."""
-    return Path(text).exists() or text.endswith(SUFFIXES) or "/" in text
-
-
-def read_definitions(name: str) -> list[dict[str, Any]]:
-    """The definitions in a file, as they stand there: one, a list of them, or `pipelines` with a list.
-
-    Raises InvalidRequestError; whether they make sense is for the daemon to say.
-    """
-    try:
-        value = parse_document(Path(name).read_bytes(), name=name).value
-    except OSError as exc:
-        raise InvalidRequestError([Problem("", f"cannot be read: {exc.strerror}")], source=name) from exc
-    if isinstance(value, dict) and isinstance(value.get("pipelines"), list):
-        value = value["pipelines"]
-    definitions = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, dict)]
-    if not definitions:
-        raise InvalidRequestError([Problem("", "holds no definition")], source=name)
-    return definitions
-
-
-def read_definition(name: str) -> dict[str, Any]:
-    """The only definition in a file. Raises InvalidRequestError."""
-    definitions = read_definitions(name)
-    if len(definitions) != 1:
-        problem = Problem("", f"holds {len(definitions)} definitions; one is expected")
-        raise InvalidRequestError([problem], source=name)
-    return definitions[0]

@@ -9,7 +9,8 @@ from typing import Any
 import click
 import yaml
 
-from pipeline_engine.cli.client import EXIT_REFUSED, fail, print_json, read_definitions
+from pipeline_engine.cli.client import EXIT_REFUSED, fail, print_json
+from pipeline_engine.cli.definition_files import read_definitions
 from pipeline_engine.cli.display import printable
 from pipeline_engine.cli.go_templates import convert_template
 from pipeline_engine.documents import SUFFIXES
@@ -27,7 +28,7 @@ def command(file: Path, output: Path | None, as_json: bool) -> None:
     """
     problems: list[str] = []
     if file.suffix.lower() in SUFFIXES:
-        converted: list[dict[str, Any]] = [_definition(one, problems) for one in read_definitions(str(file))]
+        converted: list[dict[str, Any]] = [_definition(one.value, problems) for one in read_definitions(str(file))]
         value: Any = converted[0] if len(converted) == 1 else converted
         text = str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100))
     else:

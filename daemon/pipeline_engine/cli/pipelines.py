@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -11,19 +12,26 @@ import yaml
 from pipeline_engine.cli.client import (
     EXIT_REFUSED,
     client_options,
-    is_file,
     open_client,
     print_json,
     print_table,
+)
+from pipeline_engine.cli.definition_files import (
+    FileDefinition,
+    is_file,
     read_definition,
     read_definitions,
+    refusals_located,
 )
 from pipeline_engine.cli.display import printable
-from pipeline_engine.definitions import decode_definition
+from pipeline_engine.decoding import try_decode
+from pipeline_engine.definitions import decode_definition, explain_overrides
 from pipeline_engine.diagrams import to_dot, to_mermaid
-from pipeline_engine.errors import InvalidRequestError
+from pipeline_engine.errors import InvalidRequestError, Problem
 from pipeline_engine.models import PipelineDef
 from pipeline_engine.pipeline import Graph, check
+from pipeline_engine_sdk import PipelineDef as Definition
+from pipeline_engine_sdk import PipelineEngineClient
 
 
 @click.group()
@@ -65,20 +73,35 @@ def validate_pipelines(files: tuple[str, ...], url: str | None, as_json: bool) -
 
     Exit codes: 0 all are sound, 2 one is not, 3 the daemon cannot be reached.
     """
-    results: list[dict[str, Any]] = []
     with open_client(url) as client:
-        for file in files:
-            for definition in read_definitions(file):
-                checked = client.validate_pipeline(definition)
-                results.append({"file": file, "type": definition.get("type"), **checked.to_dict()})
+        results = [result for file in files for result in _validate(client, file)]
     if as_json:
         print_json({"results": results})
     else:
         for result in results:
-            click.echo(printable(f"{result['file']}: {result['type']}: {'ok' if result['valid'] else 'not valid'}"))
-            for problem in result.get("errors", ()):
-                click.echo(printable(f"  {problem['path']}: {problem['message']}"))
+            of_type = f": {result['type']}" if result["type"] else ""
+            click.echo(printable(f"{result['file']}{of_type}: {'ok' if result['valid'] else 'not valid'}"))
+            for problem in result["errors"]:
+                click.echo(printable(f"{result['file']}: {Problem(**problem)}"))
     sys.exit(0 if all(result["valid"] for result in results) else EXIT_REFUSED)
+
+
+def _validate(client: PipelineEngineClient, file: str) -> Iterator[dict[str, Any]]:
+    """What is said of each definition in the file; of one that cannot be read, why not."""
+    try:
+        definitions = read_definitions(file)
+    except InvalidRequestError as exc:
+        yield _verdict(file, None, exc.problems)
+        return
+    for definition in definitions:
+        errors = client.validate_pipeline(definition.value).errors
+        problems = [definition.located(error.path, error.message) for error in errors]
+        yield _verdict(file, definition.value.get("type"), problems)
+
+
+def _verdict(file: str, type_: object, problems: Sequence[Problem]) -> dict[str, Any]:
+    errors = [{"path": one.path, "message": one.message, "line": one.line} for one in problems]
+    return {"file": file, "type": type_, "valid": not errors, "errors": errors}
 
 
 @command.command("graph")
@@ -90,12 +113,10 @@ def validate_pipelines(files: tuple[str, ...], url: str | None, as_json: bool) -
 def draw_pipeline(pipeline: str, format_: str, url: str | None, as_json: bool) -> None:
     """Draw a definition: for Mermaid, for Graphviz, or as text. A FILE is drawn without a daemon."""
     if is_file(pipeline):
-        definition = decode_definition(read_definition(pipeline), source=pipeline)
+        definition = _read_sound(pipeline)
     else:
         with open_client(url) as client:
             definition = decode_definition(client.get_pipeline(pipeline).to_dict(), source=pipeline)
-    if problems := check(definition):
-        raise InvalidRequestError(problems, source=pipeline)
     draw = {"mermaid": to_mermaid, "dot": to_dot, "text": to_text}[format_]
     drawing = draw(definition)
     if as_json:
@@ -104,18 +125,35 @@ def draw_pipeline(pipeline: str, format_: str, url: str | None, as_json: bool) -
         click.echo(printable(drawing), nl=False)
 
 
+def _read_sound(file: str) -> PipelineDef:
+    """The definition in the file, when its steps make a graph. Raises InvalidRequestError."""
+    read = read_definition(file)
+    definition, problems = try_decode(read.value, PipelineDef)
+    problems = explain_overrides(problems) if definition is None else check(definition)
+    if definition is None or problems:
+        raise InvalidRequestError([read.located(one.path, one.message) for one in problems], source=file)
+    return definition
+
+
 @command.command("put")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @client_options
 def put_pipelines(files: tuple[str, ...], url: str | None, as_json: bool) -> None:
     """Register the definitions of files with the daemon, or replace them."""
     with open_client(url) as client:
-        stored = [client.put_pipeline(definition) for file in files for definition in read_definitions(file)]
+        stored = [_put(client, definition) for file in files for definition in read_definitions(file)]
     if as_json:
         print_json({"pipelines": stored})
     else:
         for one in stored:
             click.echo(printable(f"{one.type} {one.version}"))
+
+
+def _put(client: PipelineEngineClient, definition: FileDefinition) -> Definition:
+    if not isinstance(definition.value.get("type"), str):
+        raise InvalidRequestError([definition.located("type", "is required, as a text")], source=definition.file)
+    with refusals_located(definition):
+        return client.put_pipeline(definition.value)
 
 
 @command.command("delete")

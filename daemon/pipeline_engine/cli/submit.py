@@ -12,11 +12,10 @@ from pipeline_engine.cli.client import (
     EXIT_CANCELLED,
     EXIT_CODES,
     client_options,
-    is_file,
     open_client,
     print_json,
-    read_definition,
 )
+from pipeline_engine.cli.definition_files import is_file, read_definition, refusals_located
 from pipeline_engine.cli.follow import choose_display, print_results, show_events
 from pipeline_engine.cli.sources import parse_option, parse_source
 from pipeline_engine_sdk import Job, PipelineEngineClient
@@ -65,12 +64,14 @@ def command(
         "timeout_s": timeout_s,
         "dry_run": dry_run,
     }
-    if is_file(pipeline):
-        request["pipeline"] = read_definition(pipeline)
+    definition = read_definition(pipeline) if is_file(pipeline) else None
+    if definition is not None:
+        request["pipeline"] = definition.value
     else:
         request["pipeline_type"] = pipeline
     with open_client(url) as client:
-        job = client.create_job(request, idempotency_key=key)
+        with refusals_located(definition, prefix="pipeline"):
+            job = client.create_job(request, idempotency_key=key)
         if follows:
             job = _follow(client, job, quiet=quiet or as_json)
     if as_json:

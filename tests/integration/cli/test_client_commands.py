@@ -167,13 +167,45 @@ def test_definitions_are_listed_checked_drawn_and_put(daemon: DaemonProcess, tmp
     assert "kind: map" in ok(daemon, "pipelines", "show", "put.v1")
     assert ok(daemon, "pipelines", "validate", str(good)).endswith("put.v1: ok\n")
     done = call(daemon, "pipelines", "validate", str(good), str(bad))
-    assert (done.returncode, "steps[0].kind" in done.stdout) == (2, True)
+    assert (done.returncode, f"{bad}: line 3: steps[0].kind: 'magic'" in done.stdout) == (2, True)
     assert ok(daemon, "pipelines", "graph", "words.v1").startswith("flowchart TD")
     assert "digraph" in ok(daemon, "pipelines", "graph", str(good), "--format", "dot")
     assert "  count [reduce, single] *  <- each" in ok(daemon, "pipelines", "graph", "words.v1", "--format", "text")
-    assert call(daemon, "pipelines", "put", str(bad)).returncode == 2
+    for refused in (("pipelines", "put"), ("pipelines", "graph"), ("submit",)):
+        done = call(daemon, *refused, str(bad))
+        assert (done.returncode, f"{bad}: line 3: steps[0].kind: 'magic'" in done.stderr) == (2, True), done.stderr
     ok(daemon, "pipelines", "delete", "put.v1")
     assert call(daemon, "pipelines", "show", "put.v1").returncode == 2
+
+
+def test_every_file_is_checked_and_each_problem_has_its_line(daemon: DaemonProcess, tmp_path: Path) -> None:
+    several, broken, good = tmp_path / "several.yaml", tmp_path / "broken.yaml", tmp_path / "good.yaml"
+    several.write_text(
+        "pipelines:\n- type: a.v1\n  steps: [{id: a, kind: map, config: {map: identity}}]\n"
+        "- type: b.v1\n  steps:\n  - id: b\n    kind: llm\n    provider_profile_id: shel\n",
+        encoding="utf-8",
+    )
+    broken.write_text("type: x\nsteps: [\n", encoding="utf-8")
+    good.write_text(GOOD, encoding="utf-8")
+    done = call(daemon, "pipelines", "validate", *map(str, (several, broken, good)))
+    assert done.returncode == 2
+    assert f"{several}: a.v1: ok\n{several}: b.v1: not valid\n" in done.stdout
+    place = f"{several}: line 8: pipelines[1].steps[0].provider_profile_id: "
+    assert f"{place}there is no provider profile 'shel'; did you mean 'shell'? known: " in done.stdout
+    assert f"{broken}: not valid\n{broken}: line 3: " in done.stdout
+    assert done.stdout.endswith(f"{good}: put.v1: ok\n")
+    results = json.loads(call(daemon, "pipelines", "validate", str(several), "--json").stdout)["results"]
+    assert [error["line"] for result in results for error in result["errors"]] == [8]
+
+
+@pytest.mark.parametrize("text", ["steps: []\n", "- 1\n", "[]\n", "type: 1\n"])
+def test_what_is_no_definition_is_refused_in_words(daemon: DaemonProcess, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "none.yaml"
+    file.write_text(text, encoding="utf-8")
+    for command in (("pipelines", "put"), ("submit",), ("pipelines", "validate")):
+        done = call(daemon, *command, str(file))
+        assert (done.returncode, str(file) in done.stderr + done.stdout) == (2, True)
+        assert "Traceback" not in done.stderr
 
 
 def test_profiles_are_listed_and_changed_without_their_keys(daemon: DaemonProcess) -> None:
