@@ -127,6 +127,30 @@ class DefinitionChecker:
         if config.json_schema is not None:
             yield from _problem(f"{where}.config.json_schema", check_schema(config.json_schema))
 
+    def options_read(self, definition: PipelineDef) -> set[str] | None:
+        """The options that the definition declares or reads; None if it may read any."""
+        declared = definition.options_schema.get("properties") if isinstance(definition.options_schema, dict) else None
+        read: set[str | None] = {"max_tokens", *(declared if isinstance(declared, dict) else ())}
+        for step in definition.steps:
+            if step.config.handler is not None:
+                return None  # it is given all of them
+            for text, is_expression in self._texts_with_options(step):
+                read |= self.templates.keys_read(text, "options", is_expression=is_expression)
+        return None if None in read else {name for name in read if name is not None}
+
+    def _texts_with_options(self, step: StepDef) -> Iterator[tuple[str, bool]]:
+        """Every text of the step that can read options, and whether it is an expression."""
+        profile = self.profiles(step.provider_profile_id) if step.provider_profile_id is not None else None
+        override = step.provider_override
+        environments = [profile.extra.env if profile else {}, override.env if override else {}]
+        templates = [text for _, text, _ in _templates_of(step)]
+        for text in (*templates, *self._command_of(step), *(text for env in environments for text in env.values())):
+            yield text, False
+        if step.when is not None:
+            yield step.when, True
+        if step.config.expression is not None and step.config.map is MapOperation.FILTER:
+            yield step.config.expression, True
+
     def _command_of(self, step: StepDef) -> list[str]:
         profile = self.profiles(step.provider_profile_id) if step.provider_profile_id is not None else None
         return profile.extra.command if profile is not None and profile.kind is ProviderKind.LOCAL_TOOL else []

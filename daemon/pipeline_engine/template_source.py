@@ -164,16 +164,20 @@ def line_of_attribute(tags: Sequence[Tag], name: str) -> int:
 
 def previous_problems(tags: Sequence[Tag], steps: Collection[str]) -> Iterator[tuple[int, str]]:
     """Each `previous.X`, `previous["X"]` and `previous.get("X")` that names none of the steps, with its line."""
+    for line, step in keys_read(tags, "previous"):
+        if step is not None and step not in steps:
+            yield line, f"previous names {step!r}, which is not a step that this one depends on"
+
+
+def keys_read(tags: Sequence[Tag], name: str) -> Iterator[tuple[int, str | None]]:
+    """The line and the key of each use of an object; None where it is used otherwise, or the key is not written out."""
     for tag in tags:
         for index, token in enumerate(tag):
-            if token.kind != "name" or token.text != "previous" or (index and tag[index - 1].text == "."):
-                continue
-            step = _step_named(tag[index + 1 : index + 5])
-            if step is not None and step not in steps:
-                yield token.line, f"previous names {step!r}, which is not a step that this one depends on"
+            if token.kind == "name" and token.text == name and not (index and tag[index - 1].text == "."):
+                yield token.line, _key_named(tag[index + 1 : index + 5])
 
 
-def _step_named(after: Tag) -> str | None:
+def _key_named(after: Tag) -> str | None:
     texts = [token.text for token in after]
     if texts[:1] == ["["] and texts[2:3] == ["]"] and after[1].kind == "string":
         return texts[1][1:-1]

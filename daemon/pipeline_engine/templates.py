@@ -58,6 +58,12 @@ class Templates:
         """Like check_template, for an expression without braces."""
         return self._check(source, names, steps, is_expression=True)
 
+    def keys_read(self, source: str, name: str, *, is_expression: bool) -> set[str | None]:
+        """The keys that a source reads of the object `name`; None is among them if it may read any."""
+        with self._engine() as engine:
+            tags = self._source(engine, source, is_expression=is_expression).tags
+        return {key for _, key in template_source.keys_read(tags, name)}
+
     def render(self, source: str, context: Mapping[str, object]) -> str:
         """The text that the template gives. Raises TemplateError."""
         return str(self._run(source, context, is_expression=False, fuel=self._fuel, inline=False))

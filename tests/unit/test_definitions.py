@@ -84,6 +84,29 @@ def test_good_definitions_pass(checker: DefinitionChecker, steps: list[dict[str,
     assert problems_of(checker, *steps) == []
 
 
+@pytest.mark.parametrize(
+    ("steps", "read"),
+    [
+        ([llm("a", prompt={"user": "{{ options.x }} {{ options['y'] }} {{ options.get('z', 1) }}"})], {"x", "y", "z"}),
+        ([llm("a", when="options.x | default(false)", prompt={"user": "{{ job.options.y }}"})], {"x"}),
+        ([mapping("filter", config={"expression": "item.text == options.x"})], {"x"}),
+        ([{"id": "m", "kind": "map", "provider_profile_id": "optional"}], {"command", "env"}),
+        ([llm("a", prompt={"user": "{{ options | tojson }}"})], None),
+        ([llm("a", prompt={"user": "{{ options[job.id] }}"})], None),
+        ([{"id": "c", "kind": "custom", "config": {"handler": "shout"}}], None),
+    ],
+)
+def test_the_options_that_a_definition_reads_are_known(steps: list[dict[str, Any]], read: set[str] | None) -> None:
+    extra = ProviderExtra(command=["sh", "{{ options.command }}"], env={"A": "{{ options.env }}"})
+    tool = ProviderProfile(id="optional", kind=ProviderKind.LOCAL_TOOL, extra=extra)
+    profiles = {**PROFILES, "optional": tool}
+    checker = DefinitionChecker(
+        templates=Templates(), profiles=profiles.get, profile_ids=profiles.keys, handlers={"shout"}.__contains__
+    )
+    definition = decode_definition({"type": "t.v1", "steps": steps, "options_schema": {"properties": {"said": {}}}})
+    assert checker.options_read(definition) == (None if read is None else {"max_tokens", "said", *read})
+
+
 def test_an_unknown_profile_is_told_with_those_that_are_known(checker: DefinitionChecker) -> None:
     [(path, message)] = problems_of(checker, llm("a", provider_profile_id="shel"))
     assert path == "steps[0].provider_profile_id"

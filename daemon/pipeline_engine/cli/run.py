@@ -16,7 +16,7 @@ import msgspec
 import trio
 from rich.console import Console
 
-from pipeline_engine.assembly import file_checker, open_local_engine
+from pipeline_engine.assembly import LocalEngine, file_checker, open_local_engine
 from pipeline_engine.cli.display import Display, LiveDisplay, PlainDisplay, QuietDisplay, print_items, printable
 from pipeline_engine.cli.sources import parse_option, parse_source
 from pipeline_engine.config import Config
@@ -26,6 +26,7 @@ from pipeline_engine.definitions import load_definitions, load_directories
 from pipeline_engine.engine import Engine
 from pipeline_engine.errors import InvalidRequestError, PipelineEngineError, Problem, UnknownPipelineError
 from pipeline_engine.models import Job, JobId, JobInput, JobRequest, JobStatus, PipelineDef
+from pipeline_engine.suggestions import known_names
 
 EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.CANCELLED: 130}
 
@@ -123,11 +124,24 @@ async def _run(config: Config, data_dir: Path, request: JobRequest, display: Dis
             job = await engine.submit(request)
         except PipelineEngineError as exc:
             return exc
+        _warn_of_unread_options(local, request)
         async with _cancelled_by_signals(engine, job.id), engine.follow(job.id) as follower:
             while (lines := await follower.next_batch()) is not None:
                 for line in lines:
                     display.show(msgspec.json.decode(line))
         return await engine.get_job(job.id)
+
+
+def _warn_of_unread_options(local: LocalEngine, request: JobRequest) -> None:
+    """An option that nothing reads is most likely misspelt."""
+    definition = request.pipeline or local.catalog.pipelines.find(request.pipeline_type or "").definition
+    read = local.checker.options_read(definition)
+    if read is None:
+        return
+    for name in request.input.options:
+        if name not in read:
+            words = f"nothing in this pipeline reads the option {name!r}; {known_names(name, read)}"
+            print(printable(f"pipeline-engine: warning: {words}"), file=sys.stderr)
 
 
 @asynccontextmanager

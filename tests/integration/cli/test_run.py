@@ -74,6 +74,21 @@ def test_the_result_goes_to_stdout_and_progress_to_stderr(home: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "[1] 0\n", "")
 
 
+def test_an_option_that_nothing_reads_is_warned_of(home: Path) -> None:
+    done = run(home, "greeting.yaml", "--option", "word=hi", "--option", "wrod=ho", "--json")
+    assert (done.returncode, json.loads(done.stdout)["job"]["status"]) == (0, "succeeded")
+    words = "warning: nothing in this pipeline reads the option 'wrod'; did you mean 'word'? known: max_tokens, word\n"
+    assert words in done.stderr
+    assert "'word';" not in done.stderr
+
+
+def test_an_option_that_the_schema_rules_out_is_an_error(home: Path) -> None:
+    schema = "options_schema: {properties: {word: {type: string}}, additionalProperties: false}\n"
+    (home / "strict.yaml").write_text(GREETING + schema, encoding="utf-8")
+    done = run(home, "strict.yaml", "--option", "word=hi", "--option", "wrod=ho")
+    assert (done.returncode, "input.options" in done.stderr, "'wrod'" in done.stderr) == (2, True, True)
+
+
 def test_json_prints_the_job_and_nothing_else(home: Path) -> None:
     done = run(home, "greeting.yaml", "--source", "note:in=in.txt", "--option", "word=hi", "--json")
     job = json.loads(done.stdout)["job"]
