@@ -426,6 +426,7 @@ class StepExecution(Wire, kw_only=True):
     errors: list[JobError] = []
     usage: Usage | None = None
     reused_from: JobId | None = None
+    reason: str | None = None
     chunks: list[dict[str, Any]] | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
+from textwrap import shorten
 
 import trio
 
@@ -26,6 +27,8 @@ from pipeline_engine.steps.runner import run_step
 from pipeline_engine.store.base import ExecutionRecord
 
 log = logging.getLogger(__name__)
+
+JOB_FAILED_FIRST = "the job failed before it began"
 
 _END_EVENTS = {
     StepStatus.SUCCESS: EventName.STEP_COMPLETED,
@@ -80,8 +83,8 @@ class Scheduler:
                 self._take_over(step_id)
             elif execution.reused_from is not None:
                 self._reuse(step_id)
-            elif self._lacks_input(step_id):
-                self._end_step(step_id, StepStatus.SKIPPED)
+            elif (reason := self._lacks_input(step_id)) is not None:
+                self._end_step(step_id, StepStatus.SKIPPED, reason=reason)
                 self._context.finish_items(step_id, ())
             else:
                 steps.start_soon(self._run_step, steps, self._graph.steps[step_id])
@@ -96,15 +99,17 @@ class Scheduler:
                 ready.append(dependent)
         return ready
 
-    def _lacks_input(self, step_id: StepId) -> bool:
-        """True when a dependency failed, or was skipped without its items being reused from another job."""
+    def _lacks_input(self, step_id: StepId) -> str | None:
+        """Which dependency failed, or was skipped without its items being reused from another job; None if none."""
         step = self._graph.steps[step_id]
         for dependency in self._graph.dependencies[step_id]:
             execution = self._context.executions[dependency]
             skipped = execution.status is StepStatus.SKIPPED and execution.reused_from is None
-            if execution.status is StepStatus.FAILED or (skipped and not step.run_if_skipped):
-                return True
-        return False
+            if execution.status is StepStatus.FAILED:
+                return f"it needs {dependency}, which failed"
+            if skipped and not step.run_if_skipped:
+                return f"it needs {dependency}, which was skipped"
+        return None
 
     def _take_over(self, step_id: StepId) -> None:
         """The step ended before a restart of the daemon: its items are in the checkpoints."""
@@ -137,7 +142,9 @@ class Scheduler:
             if execution.status is StepStatus.PENDING:
                 if not await self._wanted(step):
                     self._context.finish_items(step.id, ())
-                    self._end_step(step.id, StepStatus.SKIPPED)
+                    self._end_step(
+                        step.id, StepStatus.SKIPPED, reason=f"when is false: {shorten(step.when or '', 200)}"
+                    )
                     self._advance(steps, self._unblocked(step.id))
                     return
                 # What was stored of a cancellation must not be written over by a step that begins after it.
@@ -191,8 +198,10 @@ class Scheduler:
 
     # ends
 
-    def _end_step(self, step_id: StepId, status: StepStatus, *, before: Sequence[Event] = ()) -> None:
-        event, record = self._ended(step_id, status)
+    def _end_step(
+        self, step_id: StepId, status: StepStatus, *, before: Sequence[Event] = (), reason: str | None = None
+    ) -> None:
+        event, record = self._ended(step_id, status, reason=reason)
         self._context.log.post([*before, event], executions=[record])
 
     def end_unfinished(self, *, pending: StepStatus) -> tuple[list[Event], list[ExecutionRecord]]:
@@ -205,15 +214,17 @@ class Scheduler:
         for step_id, execution in self._context.executions.items():
             if not execution.status.is_final:
                 status = StepStatus.CANCELLED if execution.status is StepStatus.RUNNING else pending
-                event, record = self._ended(step_id, status)
+                is_skipped = status is StepStatus.SKIPPED
+                event, record = self._ended(step_id, status, reason=JOB_FAILED_FIRST if is_skipped else None)
                 events.append(event)
                 records.append(record)
         return events, records
 
-    def _ended(self, step_id: StepId, status: StepStatus) -> tuple[Event, ExecutionRecord]:
-        """The step has come to its final status."""
+    def _ended(self, step_id: StepId, status: StepStatus, *, reason: str | None) -> tuple[Event, ExecutionRecord]:
+        """The step has come to its final status; `reason` says why it was skipped."""
         execution = self._context.executions[step_id]
         execution.status = status
+        execution.reason = reason
         execution.finished_at = now_rfc3339()
         return (_END_EVENTS[status], execution), self._context.execution_record(step_id)
 

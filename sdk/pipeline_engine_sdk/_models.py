@@ -196,6 +196,7 @@ class StepExecution(Model, frozen=True, kw_only=True):
     errors: list[JobError] = []
     usage: Usage | None = None
     reused_from: str | None = None
+    reason: str | None = None
     chunks: list[dict[str, Any]] | None = None
 
 

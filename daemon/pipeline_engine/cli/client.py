@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
@@ -58,13 +58,3 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def print_error(error: Mapping[str, Any], *, status: str) -> None:
-    """Why a job has not succeeded."""
-    details = error.get("details", {})
-    place = details.get("shard_key") or details.get("step_id")
-    where = f" in {place}" if place else ""
-    click.echo(printable(f"pipeline-engine: job {status}{where}: {error['code']}: {error['message']}"), err=True)
-    if details.get("stderr"):
-        click.echo(printable(details["stderr"].rstrip()), err=True)

@@ -16,7 +16,9 @@ from rich.text import Text
 
 from pipeline_engine.events import EventName
 
-TOKEN_LINES = 8  # of the text that is coming in stay in sight
+TOKEN_LINES = 8  # of the text that is coming in are in sight while it does
+SHOWN_CHARACTERS = 4000  # of its end; wrapping more at each refresh would be slow
+KEPT_CHARACTERS = 100_000  # of its end, which stay on the screen when no result comes of it
 REFRESH = 12  # times a second, at most
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -73,7 +75,8 @@ class PlainDisplay:
         ):
             total = data.get("items_total")
             count = f" ({data.get('items_done', 0)}/{total})" if total is not None and total != 1 else ""
-            self._line(f"{data['name']}: {data['status']}{count}")
+            reason = why_skipped(data)
+            self._line(f"{data['name']}: {data['status']}{count}{f' ({reason})' if reason else ''}")
             for error in data.get("errors", ()):
                 self._line(f"  {_place(error.get('details', {}))}: {error['message']}")
 
@@ -86,12 +89,16 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """A table of the steps with their progress, and under it the last lines of the text that is coming in."""
+    """A table of the steps with their progress, and under it the last lines of the text that is coming in.
+
+    When the job succeeds its results are printed next, so the text goes; else it is all that there is, and stays.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._steps: dict[str, dict[str, Any]] = {}
         self._text = ""
+        self._closed = False
         self._speaker: tuple[str, str | None, int] | None = None
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=REFRESH, transient=False)
         self._live.start()
@@ -108,12 +115,14 @@ class LiveDisplay:
             )
         elif name.startswith("step_"):
             self._steps[data["step_id"]] = dict(data)
+        elif name == EventName.JOB_COMPLETED:
+            self._text = ""
         elif name in (EventName.JOB_QUEUED, EventName.JOB_RESUMED):
             for execution in data.get("step_executions") or data.get("steps") or ():
                 self._steps[execution["step_id"]] = dict(execution)
 
     def close(self) -> None:
-        self._text = ""
+        self._closed = True
         self._live.stop()
 
     def _hear(self, data: Mapping[str, Any]) -> None:
@@ -123,7 +132,7 @@ class LiveDisplay:
             if self._speaker is not None and data["index"] > 0:
                 return
             self._speaker, self._text = speaker, ""
-        self._text = (self._text + data["content"])[-4000:]
+        self._text = (self._text + data["content"])[-KEPT_CHARACTERS:]
 
     def _render(self) -> RenderableType:
         table = Table.grid(padding=(0, 1))
@@ -134,8 +143,10 @@ class LiveDisplay:
             table.add_row(first, Text(printable(step.get("name", "")), style), self._progress(step, status))
         if not self._text:
             return table
+        if self._closed:
+            return Group(table, Text(""), Text(printable(self._text.rstrip("\n")), "dim"))
         width = max(20, self._console.width - 2)
-        lines = Text(printable(self._text), "dim").wrap(self._console, width)[-TOKEN_LINES:]
+        lines = Text(printable(self._text[-SHOWN_CHARACTERS:]), "dim").wrap(self._console, width)[-TOKEN_LINES:]
         return Group(table, Text(""), *lines)
 
     @staticmethod
@@ -145,7 +156,7 @@ class LiveDisplay:
             grid = Table.grid(padding=(0, 1))
             grid.add_row(ProgressBar(total=total, completed=done, width=30), Text(f"{done}/{total}", "dim"))
             return grid
-        note = step.get("note") or (step.get("error") or {}).get("message", "")
+        note = step.get("note") or (step.get("error") or {}).get("message", "") or why_skipped(step)
         count = f"{done} items" if total is not None and total > 1 else ""
         return Text(printable(note) or count, "dim")
 
@@ -173,6 +184,18 @@ def print_items(items: list[dict[str, Any]], *, console: Console | None, stream:
     stream.flush()
 
 
+def print_error(error: Mapping[str, Any], *, status: str, stream: TextIO) -> None:
+    """Why a job has not succeeded."""
+    details = error.get("details", {})
+    place = details.get("shard_key") or details.get("step_id")
+    where = f" in {place}" if place else ""
+    # Of a cancelled job the code says the same.
+    code = "" if error["code"] == status else f"{error['code']}: "
+    stream.write(printable(f"pipeline-engine: job {status}{where}: {code}{error['message']}") + "\n")
+    if details.get("stderr"):
+        stream.write(printable(details["stderr"].rstrip()) + "\n")
+
+
 def _item_text(item: Mapping[str, Any]) -> str:
     data = item["data"]
     if "artifact" in data:
@@ -180,6 +203,13 @@ def _item_text(item: Mapping[str, Any]) -> str:
     if "embedding" in data:
         return msgspec.json.encode(data["embedding"]).decode()
     return str(data.get("text", ""))
+
+
+def why_skipped(execution: Mapping[str, Any]) -> str:
+    """Why a step did not run; nothing of one that did."""
+    if execution.get("reused_from"):
+        return f"reused from {execution['reused_from']}"
+    return str(execution.get("reason", ""))
 
 
 def _place(data: Mapping[str, Any]) -> str:

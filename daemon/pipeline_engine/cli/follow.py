@@ -9,8 +9,8 @@ import click
 import msgspec
 from rich.console import Console
 
-from pipeline_engine.cli.client import EXIT_CANCELLED, EXIT_CODES, client_options, open_client, print_error
-from pipeline_engine.cli.display import Display, LiveDisplay, PlainDisplay, QuietDisplay, print_items
+from pipeline_engine.cli.client import EXIT_CANCELLED, EXIT_CODES, client_options, open_client
+from pipeline_engine.cli.display import Display, LiveDisplay, PlainDisplay, QuietDisplay, print_error, print_items
 from pipeline_engine_sdk import Event, Job
 
 
@@ -74,4 +74,4 @@ def print_results(job: Job) -> None:
     # A display that was closed has left the terminal to us.
     print_items(items, console=Console() if sys.stdout.isatty() else None, stream=sys.stdout)
     if job.error is not None:
-        print_error(job.error.to_dict(), status=job.status)
+        print_error(job.error.to_dict(), status=job.status, stream=sys.stderr)

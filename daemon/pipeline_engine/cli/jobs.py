@@ -18,11 +18,10 @@ from pipeline_engine.cli.client import (
     EXIT_CANCELLED,
     client_options,
     open_client,
-    print_error,
     print_json,
     print_table,
 )
-from pipeline_engine.cli.display import print_items, printable
+from pipeline_engine.cli.display import print_error, print_items, printable, why_skipped
 from pipeline_engine_sdk import Job, PipelineEngineClient, parse_timestamp
 
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
@@ -71,15 +70,21 @@ def show_job(job_id: str, url: str | None, as_json: bool) -> None:
     usage = f"{job.usage.prompt_tokens} + {job.usage.completion_tokens} tokens"
     click.echo(f"{job.id}  {job.status}  {printable(job.pipeline_type)}  {_duration(job)} s  {usage}\n")
     rows = [
-        (step.name or step.step_id, step.status, f"{step.items_done}/{step.items_total or 0}", step.attempts)
+        (
+            step.name or step.step_id,
+            step.status,
+            f"{step.items_done}/{step.items_total or 0}",
+            step.attempts,
+            why_skipped(step.to_dict()),
+        )
         for step in job.step_executions or ()
     ]
-    print_table(("STEP", "STATUS", "ITEMS", "ATTEMPTS"), rows)
+    print_table(("STEP", "STATUS", "ITEMS", "ATTEMPTS", "NOTE"), rows)
     if job.result is not None and job.result.items:
         click.echo()
         print_items([item.to_dict() for item in job.result.items], console=None, stream=sys.stdout)
     if job.error is not None:
-        print_error(job.error.to_dict(), status=job.status)
+        print_error(job.error.to_dict(), status=job.status, stream=sys.stderr)
 
 
 @command.command("cancel")

@@ -17,7 +17,15 @@ import trio
 from rich.console import Console
 
 from pipeline_engine.assembly import LocalEngine, file_checker, open_local_engine
-from pipeline_engine.cli.display import Display, LiveDisplay, PlainDisplay, QuietDisplay, print_items, printable
+from pipeline_engine.cli.display import (
+    Display,
+    LiveDisplay,
+    PlainDisplay,
+    QuietDisplay,
+    print_error,
+    print_items,
+    printable,
+)
 from pipeline_engine.cli.sources import parse_option, parse_source
 from pipeline_engine.config import Config
 from pipeline_engine.config_loader import load_config
@@ -169,11 +177,4 @@ def _report(job: Job, *, as_json: bool) -> None:
         console = Console() if sys.stdout.isatty() else None
         print_items(items, console=console, stream=sys.stdout)
     if job.error is not None:
-        place = job.error.details.get("shard_key") or job.error.details.get("step_id")
-        where = f" in {place}" if place else ""
-        print(
-            printable(f"pipeline-engine: job {job.status}{where}: {job.error.code}: {job.error.message}"),
-            file=sys.stderr,
-        )
-        if job.error.details.get("stderr"):
-            print(printable(job.error.details["stderr"].rstrip()), file=sys.stderr)
+        print_error(msgspec.json.decode(to_json(job.error)), status=job.status, stream=sys.stderr)

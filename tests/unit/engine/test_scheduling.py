@@ -19,7 +19,7 @@ from tests.engine_setting import (
 from trio.testing import MockClock
 
 from pipeline_engine.errors import ErrorCode, InvalidRequestError, ProviderError
-from pipeline_engine.models import JobStatus
+from pipeline_engine.models import Job, JobStatus
 from pipeline_engine.store.base import JobChange, Operation
 from pipeline_engine.store.memory import MemoryStore
 
@@ -59,6 +59,11 @@ async def test_a_diamond_sees_both_arms_and_runs_the_join_once(autojump_clock: M
         assert len(events) == len(set(events)) == 8
 
 
+def reasons(job: Job) -> dict[str, str]:
+    """Why each step that was skipped was."""
+    return {one.step_id: one.reason for one in job.step_executions or () if one.reason is not None}
+
+
 async def test_a_false_condition_skips_the_step_and_what_needs_it(autojump_clock: MockClock) -> None:
     steps = [
         llm("a"),
@@ -79,6 +84,11 @@ async def test_a_false_condition_skips_the_step_and_what_needs_it(autojump_clock
             "e": "skipped",
             "f": "skipped",
         }
+        assert reasons(job) == {
+            "b": "when is false: previous.a[0].text == 'no'",
+            "e": "it needs b, which was skipped",
+            "f": "it needs e, which was skipped",
+        }
         ends = [step for event, step in step_events(setting.stored_events(job.id)) if event != "step_started"]
         assert sorted(ends) == ["a", "b", "c", "d", "e", "f"]
         assert isinstance(setting.registry, ScriptedRegistry)
@@ -95,6 +105,7 @@ async def test_a_failed_step_cancels_its_siblings_and_skips_what_never_started(a
         assert job.error is not None
         assert (job.error.code, job.error.details["step_id"]) == ("provider_error", "bad")
         assert statuses(job) == {"bad": "failed", "after": "skipped", "slow": "cancelled"}
+        assert reasons(job) == {"after": "the job failed before it began"}
         assert registry.under_way == 0
         events = setting.stored_events(job.id)
         assert names(events)[-3:] == ["job_status", "job_failed", "stream_finished"]
@@ -108,6 +119,7 @@ async def test_on_error_continue_skips_only_what_needs_the_step(autojump_clock: 
         job = await setting.run(steps)
         assert job.status is JobStatus.SUCCEEDED
         assert statuses(job) == {"bad": "failed", "after": "skipped", "other": "success"}
+        assert reasons(job) == {"after": "it needs bad, which failed"}
         assert texts(job) == ["ok"]
 
 
