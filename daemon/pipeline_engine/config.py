@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +26,9 @@ from pipeline_engine.models import (
 
 NonNegativeInt = Annotated[int, Meta(ge=0)]
 Days = Annotated[float, Meta(ge=0)]
+
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[^\s\[\]/?#@:*]+)(:[0-9]+)?")
+_LEFT_OUT = {"http": ":80", "https": ":443"}  # the ports that a browser does not write
 
 
 class LogLevel(StrEnum):
@@ -132,6 +136,12 @@ def parse_log_level(text: str) -> LogLevel:
         return LogLevel("warning" if name == "warn" else name)
     except ValueError:
         raise ValueError(f"{text!r} is not one of {', '.join(LogLevel)}") from None
+
+
+def check_origin(text: str) -> None:
+    """Raises ValueError for what no browser sends as an `Origin`, and so would never match, and for `null` and `*`."""
+    if not _ORIGIN.fullmatch(text) or text.lower().endswith(_LEFT_OUT.get(text.lower().partition(":")[0], "/")):
+        raise ValueError(f"{text!r} is not an origin: scheme://host or scheme://host:port, without the default port")
 
 
 def check_exposure(config: Config, *, passed: Iterable[Address] = ()) -> None:

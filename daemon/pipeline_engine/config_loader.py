@@ -19,6 +19,7 @@ from pipeline_engine.config import (
     LogLevel,
     RetentionConfig,
     StoreConfig,
+    check_origin,
     parse_log_level,
 )
 from pipeline_engine.configured_profiles import FileProfile, KeyFileError, read_key_file, read_profile
@@ -256,6 +257,9 @@ class _Loader:
             return tuple(self._path(part, folder) for part in value.split(os.pathsep) if part)
         if key == "http.addr":
             parse_addresses(value)
+        if key == "http.allowed_origins":
+            for origin in value:
+                check_origin(origin)
         return value
 
     # --- what the layers together mean

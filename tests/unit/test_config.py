@@ -103,6 +103,7 @@ pipelines_dir = "~/mine:more:/abs"
 [http]
 addr = ":9000"
 allowed_hosts = ["engine.example"]
+allowed_origins = ["http://App.example:3000", "app://ui", "http://[::1]:8443"]
 heartbeat_s = 5
 
 [limits]
@@ -122,16 +123,17 @@ shout = "my.module:shout"
     assert config.pipelines_dirs == (home / "mine", home / "more", Path("/abs"))
     assert config.addresses == (TcpAddress("127.0.0.1", 9000),)
     assert (config.http.allowed_hosts, config.http.heartbeat_s) == (["engine.example"], 5.0)
+    assert config.http.allowed_origins == ["http://App.example:3000", "app://ui", "http://[::1]:8443"]
     assert (config.limits.max_running_jobs, config.limits.max_store_bytes) == (2, 1_000_000)
     assert (config.store.durability, config.store.retention.max_age_days) == ("full", 0.5)
     assert config.store.retention.max_jobs == 100_000
     assert config.handlers == {"shout": "my.module:shout"}
     file = home / "config.toml"
     assert config.files == (file,)
-    assert config.origins["limits.max_running_jobs"] == f"{file}:13"
-    assert config.origins["store.retention.max_age_days"] == f"{file}:18"
+    assert config.origins["limits.max_running_jobs"] == f"{file}:14"
+    assert config.origins["store.retention.max_age_days"] == f"{file}:19"
     assert config.origins["store.retention.max_jobs"] == "default"
-    assert config.origins["handlers.shout"] == f"{file}:21"
+    assert config.origins["handlers.shout"] == f"{file}:22"
 
 
 def test_higher_layers_win_key_by_key(home: Path) -> None:
@@ -197,6 +199,10 @@ def test_a_file_that_was_named_must_be_there(home: Path) -> None:
         ("[http]\nheartbeat_s = 0\n", 2, "http.heartbeat_s"),
         ('[http]\naddr = "nowhere"\n', 2, "http.addr: the address 'nowhere' has no port"),
         ('[http]\nallowed_hosts = ["a", 1]\n', 2, "http.allowed_hosts[1]: expected a text"),
+        ('[http]\nallowed_origins = ["http://a", "*"]\n', 2, "http.allowed_origins: '*' is not an origin"),
+        ('[http]\nallowed_origins = ["null"]\n', 2, "http.allowed_origins: 'null' is not an origin"),
+        ('[http]\nallowed_origins = ["https://a.example/"]\n', 2, "'https://a.example/' is not an origin"),
+        ('[http]\nallowed_origins = ["https://a.example:443"]\n', 2, "without the default port"),
         ('log_level = "loud"\n', 1, "log_level: 'loud' is not one of debug"),
         ('log_format = "xml"\n', 1, "log_format: 'xml' is not one of console"),
         ('[store]\ndurability = "high"\n', 2, "store.durability: 'high' is not one of normal, full"),

@@ -55,7 +55,7 @@ async def stream_answer(api: Api, job_id: JobId, *, after_seq: int, accept: str)
     return Answer(
         content_type=chosen.content_type,
         body=lines,
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        headers={"X-Accel-Buffering": "no"},
     )
 
 

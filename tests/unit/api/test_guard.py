@@ -45,11 +45,8 @@ class Seen:
         self.scope = scope
 
 
-async def ask(
-    scope: dict[str, Any], **settings: Any
-) -> tuple[int, dict[bytes, bytes], dict[str, Any]] | dict[str, Any]:
-    """The answer of the guard (status, headers, error), or the scope with which the app was called."""
-    app = Seen()
+async def messages_of(app: Any, scope: dict[str, Any], **settings: Any) -> list[Any]:
+    """What the guard, with the app behind it, sends for this request."""
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -60,6 +57,15 @@ async def ask(
 
     guard = Guard(app, settings=GuardSettings(allowed_hosts=HOSTS, **settings))
     await guard(scope, receive, send)
+    return sent
+
+
+async def ask(
+    scope: dict[str, Any], **settings: Any
+) -> tuple[int, dict[bytes, bytes], dict[str, Any]] | dict[str, Any]:
+    """The answer of the guard (status, headers, error), or the scope with which the app was called."""
+    app = Seen()
+    sent = await messages_of(app, scope, **settings)
     if app.scope is not None:
         assert sent == []
         return app.scope
@@ -210,9 +216,9 @@ async def test_two_authorizations_are_none() -> None:
 
 
 async def test_open_paths_need_no_key_and_lead_nowhere_else() -> None:
-    for target in (b"/health", b"/health/ready", b"/ui/", b"/ui/app.js"):
+    for target in (b"/health", b"/health/ready", b"/ui", b"/ui/", b"/ui/app.js"):
         await assert_passes(scope_of(target=target), api_key=Secret("k"))
-    for target in (b"/ui", b"/healthy", b"/health/", b"/ui/../v1/jobs", b"/metrics", b"/v1/jobs/health"):
+    for target in (b"/uix", b"/", b"/healthy", b"/health/", b"/ui/../v1/jobs", b"/metrics", b"/v1/jobs/health"):
         await assert_refused(scope_of(target=target), 401, "unauthorized", api_key=Secret("k"))
 
 
@@ -220,6 +226,84 @@ async def test_the_unix_socket_needs_no_key_but_an_unknown_address_does() -> Non
     await assert_passes(scope_of(server=UNIX), api_key=Secret("k"))
     await assert_refused(scope_of(server=None), 401, "unauthorized", api_key=Secret("k"))
     await assert_refused(scope_of(server=UNIX, host=b"evil.example"), 403, "forbidden", api_key=Secret("k"))
+
+
+async def answers(scope: Any, receive: Any, send: Any) -> None:
+    """An app that answers, and has a policy of its own."""
+    headers = [(b"Content-Security-Policy", b"mine"), (b"content-length", b"2")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def headers_of(scope: dict[str, Any], **settings: Any) -> tuple[int, dict[str, str]]:
+    """Status and headers of the answer; no header comes twice."""
+    start = (await messages_of(answers, scope, **settings))[0]
+    names = [name.decode().lower() for name, _ in start["headers"]]
+    assert len(names) == len(set(names))
+    return start["status"], dict(zip(names, (value.decode() for _, value in start["headers"]), strict=True))
+
+
+async def test_every_answer_forbids_other_sites_what_browsers_would_allow_them() -> None:
+    for scope in (scope_of(), scope_of(host=b"evil.example"), scope_of((b"origin", b"https://evil.example"))):
+        _, headers = await headers_of(scope)
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cache-control"] == "no-store"
+        assert not [name for name in headers if name.startswith("access-control-")]
+    assert (await headers_of(scope_of()))[1]["content-security-policy"] == "mine"
+    refused = (await headers_of(scope_of(host=b"evil.example")))[1]["content-security-policy"]
+    assert refused == "default-src 'none'; frame-ancestors 'none'"
+
+
+APP = b"https://app.example"
+ALLOWED: Any = {"allowed_origins": frozenset({APP})}
+ASKS = (b"access-control-request-method", b"POST")
+
+
+async def test_the_pages_of_an_allowed_origin_may_read_answers_and_refusals() -> None:
+    for origin in (APP, b"https://APP.example"):
+        status, headers = await headers_of(scope_of((b"origin", origin)), **ALLOWED)
+        assert (status, headers["access-control-allow-origin"], headers["vary"]) == (200, origin.decode(), "Origin")
+        assert "Location" in headers["access-control-expose-headers"]
+        assert "access-control-allow-credentials" not in headers
+    status, headers = await headers_of(scope_of((b"origin", APP)), api_key=Secret("k"), **ALLOWED)
+    assert (status, headers["access-control-allow-origin"]) == (401, APP.decode())
+
+
+async def test_nobody_else_may_read_and_caches_can_tell_them_apart() -> None:
+    for origin in (b"https://evil.example", b"https://app.example.evil.example", b"http://localhost:8085"):
+        _, headers = await headers_of(scope_of((b"origin", origin)), **ALLOWED)
+        assert "access-control-allow-origin" not in headers
+        assert headers["vary"] == "Origin"
+    assert (await headers_of(scope_of(), **ALLOWED))[1]["vary"] == "Origin"
+    assert "vary" not in (await headers_of(scope_of()))[1]
+
+
+async def test_a_preflight_of_an_allowed_origin_is_answered_before_the_key_is_asked_for() -> None:
+    for key in (None, Secret("k")):
+        scope = scope_of((b"origin", APP), (b"sec-fetch-site", b"cross-site"), ASKS, method="OPTIONS")
+        status, headers = await headers_of(scope, api_key=key, **ALLOWED)
+        assert (status, headers["access-control-allow-origin"]) == (204, APP.decode())
+        assert headers["access-control-allow-methods"] == "GET, HEAD, POST, PUT, DELETE"
+        assert {"Authorization", "Content-Type"} <= set(headers["access-control-allow-headers"].split(", "))
+        assert "access-control-allow-private-network" not in headers
+    private = (b"access-control-request-private-network", b"true")
+    _, headers = await headers_of(scope_of((b"origin", APP), ASKS, private, method="OPTIONS"), **ALLOWED)
+    assert headers["access-control-allow-private-network"] == "true"
+
+
+async def test_no_other_options_call_passes_as_a_preflight() -> None:
+    for origin in (b"https://evil.example", b"http://localhost:8085"):
+        status, headers = await headers_of(
+            scope_of((b"origin", origin), ASKS, method="OPTIONS"), api_key=Secret("k"), **ALLOWED
+        )
+        assert status in (401, 403)
+        assert "access-control-allow-methods" not in headers
+    assert (await headers_of(scope_of((b"origin", APP), method="OPTIONS"), api_key=Secret("k"), **ALLOWED))[0] == 401
+    foreign_host = scope_of((b"origin", APP), ASKS, method="OPTIONS", host=b"evil.example")
+    assert (await headers_of(foreign_host, **ALLOWED))[0] == 403
 
 
 LENGTH = (b"content-length", b"2")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline_engine.api.serving.asgi import AsgiApp, Receive, Scope, Send
+from pipeline_engine.api.serving.browsers import preflight_headers, sending_with, sharing_headers
 from pipeline_engine.api.serving.refusals import Refusal
 from pipeline_engine.decoding import Secret
 
@@ -27,7 +28,7 @@ class GuardSettings:
     allowed_hosts: frozenset[bytes]
     allowed_origins: frozenset[bytes] = frozenset()
     api_key: Secret | None = None
-    open_paths: frozenset[str] = frozenset({"/health", "/health/ready"})
+    open_paths: frozenset[str] = frozenset({"/health", "/health/ready", "/ui"})
     open_prefixes: tuple[str, ...] = ("/ui/",)
 
 
@@ -62,18 +63,21 @@ class Guard:
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            verdict = self.judge(scope)
+            headers = _Headers(scope["headers"])
+            origin = self._allowed_origin(headers)
+            sharing = sharing_headers(origin) if self._settings.allowed_origins else []
+            verdict = self.judge(scope, headers)
             if isinstance(verdict, Refusal):
-                await send(
-                    {"type": "http.response.start", "status": verdict.status, "headers": verdict.headers()},
-                )
-                await send({"type": "http.response.body", "body": verdict.body()})
+                await _answer(sending_with(send, sharing), verdict.status, verdict.headers(), verdict.body())
+            elif origin is not None and _is_preflight(scope, headers):
+                # Before the key is asked for: a browser sends none along.
+                asks = bool(headers.all(b"access-control-request-private-network"))
+                await _answer(sending_with(send, sharing), 204, preflight_headers(asks_for_private_network=asks))
             else:
-                await self._app(verdict, receive, send)
+                await self._app(verdict, receive, sending_with(send, sharing))
 
-    def judge(self, scope: Scope) -> Scope | Refusal:
+    def judge(self, scope: Scope, headers: _Headers) -> Scope | Refusal:
         """The scope to call the app with (its target in origin form), or the answer that refuses the request."""
-        headers = _Headers(scope["headers"])
         hosts = headers.all(b"host")
         if len(hosts) != 1 or not self._is_our_host(hosts[0], scope):
             return _forbidden("the Host header names no address of this server (see http.allowed_hosts)")
@@ -102,12 +106,20 @@ class Guard:
         """A browser says on whose behalf it calls: only our own pages and allowed origins may."""
         origins = headers.all(b"origin")
         sites = headers.all(b"sec-fetch-site")
-        allowed = len(origins) == 1 and origins[0].lower() in self._settings.allowed_origins
+        # For a browser every other origin is another site, or another port of this one: whom the settings name may call
+        # all the same. What does not say its origin (an image, a link, a script) cannot be told from anybody else's.
+        allowed = self._allowed_origin(headers) is not None
         if origins and not allowed and not (len(origins) == 1 and self._is_our_origin(origins[0].lower(), host)):
             return _forbidden("the Origin is not allowed (see http.allowed_origins)")
         if not allowed and any(site not in (b"same-origin", b"none") for site in sites):
             return _forbidden("a request from another site is not allowed")
         return None
+
+    def _allowed_origin(self, headers: _Headers) -> bytes | None:
+        """The origin of the page that calls, as it was sent, if http.allowed_origins names it."""
+        origins = headers.all(b"origin")
+        allowed = len(origins) == 1 and origins[0].lower() in self._settings.allowed_origins
+        return origins[0] if allowed else None
 
     def _is_our_origin(self, origin: bytes, host: bytes) -> bool:
         scheme, _, authority = origin.partition(b"://")
@@ -120,6 +132,8 @@ class Guard:
 
     def _check_key(self, scope: Scope, headers: _Headers) -> Refusal | None:
         if self._key is None or _is_unix(scope) or self._is_open(scope["path"]):
+            return None
+        if self._allowed_origin(headers) is not None and _is_preflight(scope, headers):
             return None
         given = headers.all(b"authorization")
         if len(given) == 1:
@@ -146,6 +160,16 @@ class _Headers:
 
     def all(self, name: bytes) -> list[bytes]:
         return [value for key, value in self._raw if key == name]
+
+
+async def _answer(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes = b"") -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _is_preflight(scope: Scope, headers: _Headers) -> bool:
+    """Whether a browser asks what a page of another origin may send."""
+    return bool(scope["method"] == "OPTIONS" and headers.all(b"access-control-request-method"))
 
 
 def _forbidden(message: str) -> Refusal:

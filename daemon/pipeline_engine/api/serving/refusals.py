@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from pipeline_engine.api.serving.browsers import PROTECTION
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -23,6 +25,7 @@ class Refusal:
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(self.body())),
+            *PROTECTION.items(),
             *self.extra_headers,
         ]
         if self.close:
