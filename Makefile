@@ -4,6 +4,7 @@
 #   make fuzz            10,000 requests of raw bytes, and 2,000 made from /openapi.json (two minutes)
 #   make clients         generate clients of the API in TypeScript and Python, check and run them; needs node and npm
 #   make systemd         the units under a real systemd; as root
+#   make browser         the web page, and pages of other sites, in a real Chromium (Debian's package chromium)
 #   make format          let ruff format the code and mend what it safely can
 #   make bench           measure, and write docs/performance.md (some minutes)
 #   make chaos           break what can break, and write docs/reliability.md (ten minutes or more)
@@ -20,13 +21,15 @@ SYSTEMD_TESTS := tests/integration/systemd
 CLIENT_TESTS := tests/clients
 PYTHON_GENERATOR := .venv-clients/.ready
 TYPESCRIPT_GENERATOR := $(CLIENT_TESTS)/typescript/node_modules/.ready
+BROWSER := $(VENV)/.browser
+BROWSER_TESTS := tests/integration/browser
 CHAOS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit format bench chaos clean clients fuzz systemd
+.PHONY: help setup demo test lint unit format bench chaos clean clients fuzz systemd browser
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
 
 setup: $(READY)
 
@@ -73,7 +76,7 @@ lint: $(READY)
 # Text is opened with its encoding named, so that no locale changes what the daemon reads: -X warn_default_encoding.
 unit: $(READY)
 	$(BIN)/python -X warn_default_encoding -m pytest -q -p no:cacheprovider -n 2 --dist worksteal \
-	  --ignore $(SYSTEMD_TESTS) --ignore $(CLIENT_TESTS) $(PYTEST_ARGS)
+	  --ignore $(SYSTEMD_TESTS) --ignore $(CLIENT_TESTS) --ignore $(BROWSER_TESTS) $(PYTEST_ARGS)
 
 # The same tests as in `unit`, with more of everything.
 fuzz: $(READY)
@@ -97,6 +100,14 @@ clients: $(READY) $(PYTHON_GENERATOR) $(TYPESCRIPT_GENERATOR)
 # The units under a real systemd in a sandbox: needs root and Debian's systemd, and a minute or two.
 systemd: $(READY)
 	$(BIN)/python -X warn_default_encoding -m pytest -q -p no:cacheprovider $(SYSTEMD_TESTS) $(PYTEST_ARGS)
+
+# What drives the browser is 53 MB, and 165 MB when it is unpacked: only who runs these tests gets it.
+$(BROWSER): $(READY)
+	@$(PIP) -c constraints.txt -e '.[browser]'
+	@touch $(BROWSER)
+
+browser: $(BROWSER)
+	$(BIN)/python -X warn_default_encoding -m pytest -q -p no:cacheprovider $(BROWSER_TESTS) $(PYTEST_ARGS)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

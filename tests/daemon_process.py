@@ -43,6 +43,7 @@ class DaemonProcess:
         self.socket = home / "engine.sock"
         self.log = home / "daemon.log"
         self.url = ""
+        self.api_key = ""
         self.process: subprocess.Popen[bytes] | None = None
         (home / "pipelines").mkdir(parents=True)
         (home / "pipelines" / "all.yaml").write_text(PIPELINES, encoding="utf-8")
@@ -57,6 +58,7 @@ class DaemonProcess:
             "XDG_CONFIG_HOME": str(self.home / "xdg"),
             # After a restart it is where it was.
             "PIPELINE_ENGINE_ADDR": f"{self.url or '127.0.0.1:0'},unix:{self.socket}",
+            "PIPELINE_ENGINE_API_KEY": self.api_key,
             "PIPELINE_ENGINE_CONFIG": str(self.home / "config.toml"),
             "PIPELINE_ENGINE_DATA_DIR": str(self.home / "data"),
             "PIPELINE_ENGINE_PIPELINES_DIR": str(self.home / "pipelines"),
