@@ -24,6 +24,7 @@ from ._errors import (
 )
 from ._models import (
     Event,
+    EventPage,
     Health,
     Job,
     JobError,
@@ -57,6 +58,7 @@ __all__ = [
     "ConnectionFailed",
     "DeadlineExceeded",
     "Event",
+    "EventPage",
     "EventStream",
     "Forbidden",
     "Gone",

@@ -17,6 +17,7 @@ from ._event_loops import LoopGuard, sleep
 from ._following import BETWEEN_PAGES, Following, Waiting
 from ._models import (
     Event,
+    EventPage,
     Health,
     Job,
     JobInput,
@@ -226,6 +227,15 @@ class AsyncPipelineEngineClient:
     async def list_checkpoints(self, job_id: str, *, timeout_s: float | None = None) -> list[StepCheckpoint]:
         """The finished items of a job, also while it runs. Raises NotFound."""
         return await self._call(_calls.list_checkpoints(job_id), timeout_s=timeout_s)
+
+    async def list_events(
+        self, job_id: str, *, after_seq: int = 0, limit: int | None = None, timeout_s: float | None = None
+    ) -> EventPage:
+        """The stored events after `after_seq`, `limit` (1 to 1000) at most; follow_job waits for those to come.
+
+        Raises NotFound, and Gone when events after `after_seq` have been pruned.
+        """
+        return await self._call(_calls.get_events(job_id, after_seq=after_seq, limit=limit), timeout_s=timeout_s)
 
     async def get_artifact(self, job_id: str, artifact_id: str, *, timeout_s: float | None = None) -> bytes:
         """The bytes of an artifact: `artifact_id` is `item.data["artifact"]["id"]`. Raises NotFound."""

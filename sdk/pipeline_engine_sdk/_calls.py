@@ -81,8 +81,10 @@ def _stream(*, headers: Mapping[str, str] | None = None, **rest: Any) -> Call[No
     return Call(decode=_nothing, headers={**(headers or {}), "Accept": "application/x-ndjson"}, **rest)
 
 
-def get_events(job_id: str, *, after_seq: int, wait_s: float) -> Call[EventPage]:
+def get_events(job_id: str, *, after_seq: int, limit: int | None = None, wait_s: float = 0.0) -> Call[EventPage]:
     params = [("after_seq", str(after_seq)), ("wait_s", f"{wait_s:.3f}")]
+    if limit is not None:
+        params.append(("limit", str(limit)))
     return Call(
         method="GET", path=_job_path(job_id, "/events"), params=params, decode=_reader(EventPage), job_id=job_id
     )

@@ -16,6 +16,7 @@ from ._client import GIVE_UP_AFTER, MAX_RETRIES, TIMEOUT, ClientCore, JobPages, 
 from ._following import BETWEEN_PAGES, Following, Waiting
 from ._models import (
     Event,
+    EventPage,
     Health,
     Job,
     JobInput,
@@ -228,6 +229,15 @@ class PipelineEngineClient:
     def list_checkpoints(self, job_id: str, *, timeout_s: float | None = None) -> list[StepCheckpoint]:
         """The finished items of a job, also while it runs. Raises NotFound."""
         return self._call(_calls.list_checkpoints(job_id), timeout_s=timeout_s)
+
+    def list_events(
+        self, job_id: str, *, after_seq: int = 0, limit: int | None = None, timeout_s: float | None = None
+    ) -> EventPage:
+        """The stored events after `after_seq`, `limit` (1 to 1000) at most; follow_job waits for those to come.
+
+        Raises NotFound, and Gone when events after `after_seq` have been pruned.
+        """
+        return self._call(_calls.get_events(job_id, after_seq=after_seq, limit=limit), timeout_s=timeout_s)
 
     def get_artifact(self, job_id: str, artifact_id: str, *, timeout_s: float | None = None) -> bytes:
         """The bytes of an artifact: `artifact_id` is `item.data["artifact"]["id"]`. Raises NotFound."""

@@ -76,6 +76,8 @@ def test_the_async_client_on_both_event_loops(daemon: DaemonProcess, run: Callab
                 range(4, len(events) + 1)
             )
             assert [event async for event in client.follow_job(job.id, after_seq=len(events))] == []
+            page = await client.list_events(job.id, after_seq=3, limit=2)
+            assert (page.events, page.last_seq) == (events[3:5], len(events))
             again = await client.wait_job((await client.rerun_job(job.id, reuse_upstream=True)).id)
             assert (again.parent_job_id, again.status) == (job.id, "succeeded")
             assert [one.step_id for one in await client.list_checkpoints(job.id)] == ["each", "each", "count"]
