@@ -1,7 +1,7 @@
 """The least that a job can cost on the daemon's libraries: a request, a model call and two commits, and nothing else.
 
-Quart on the daemon's own HTTP server, its connections to model servers, and SQLite with the daemon's settings. It has
-no pipelines, no events as they happen, no followers and no recovery. Run as a process of its own.
+A bare ASGI app on the daemon's own HTTP server, its connections to model servers, and SQLite with the daemon's settings.
+It has no pipelines, no events as they happen, no followers and no recovery. Run as a process of its own.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Any
 
 import apsw
 import trio
-from quart import Response, request
-from quart_trio import QuartTrio
 
 from benchmarks.processes import free_port
 from pipeline_engine.api.serving import ServeSettings, open_listeners, serve
@@ -61,10 +59,11 @@ async def main(provider_port: int, directory: Path) -> None:
     log = Log(directory / "floor.db")
     client = HttpClient(network=Network(proxies={}))
     url = f"http://127.0.0.1:{provider_port}/v1/chat/completions"
-    app = QuartTrio("floor")
 
-    async def job() -> Response:
-        body: Any = await request.get_data()
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            return
+        body = (await receive())["body"]
         await log.append(1)
         async with client.send(
             "POST", url, headers={"content-type": "application/json"}, content=body, connect_timeout_s=10
@@ -72,9 +71,10 @@ async def main(provider_port: int, directory: Path) -> None:
             while await answer.receive():
                 pass
         await log.append(ROWS)
-        return Response(LINE, content_type="application/json")
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(LINE))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": LINE})
 
-    app.add_url_rule("/job", view_func=job, methods=["POST"])
     port = free_port()
     async with open_listeners([TcpAddress("127.0.0.1", port)]) as listeners, trio.open_nursery() as nursery:
         nursery.start_soon(log.run)

@@ -13,8 +13,8 @@ INTRODUCTION = """# Performance
 Written by `make bench`. The daemon, a scripted model server and the clients are processes on one machine, on loopback.
 Figures are medians with the lowest and the highest value of the same run in parentheses; a p99 is over all values of
 the run. Each stands beside a baseline from the same minutes: absolute times say more about the machine than about the
-program. *The floor* is `benchmarks/floor.py`: the same web framework, HTTP server, client connections and database,
-and of a job only the request, the model call and two commits.
+program. *The floor* is `benchmarks/floor.py`: the same HTTP server, client connections and database, and of a job only
+the request, the model call and two commits.
 """
 
 BOUNDS = """
@@ -22,8 +22,8 @@ BOUNDS = """
 
 Jobs a second are bounded by one core: the daemon is one Python process with one event loop, and the clients and the
 model server of this benchmark want their share of the same machine. The disk is not the bound: what all jobs write at
-a time goes into one commit. The time of a job is spread evenly over the request (web framework, HTTP framing), the
-model call (HTTP framing, parsing of the stream), the tasks of the event loop, and the events themselves; the floor
+a time goes into one commit. The time of a job is spread evenly over the request (HTTP framing, checks), the model
+call (HTTP framing, parsing of the stream), the tasks of the event loop, and the events themselves; the floor
 shows how much of it the libraries take before the first line of the engine.
 
 The default `max_concurrency` of a step is 8, so that a fanout over a local model does not drown it: 50 calls of 200 ms

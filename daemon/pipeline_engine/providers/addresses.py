@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from urllib.parse import SplitResult, urlsplit
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _OLLAMA_PORT = 11434
 
+# Each call asks the same things of the same few addresses.
+_remembered = functools.lru_cache(maxsize=256)
 
+
+@_remembered
 def normalise_base_uri(text: str) -> str:
     """The address with a scheme (`http://` when none is written) and without a slash at its end.
 
@@ -41,6 +46,7 @@ def ollama_base_uri(text: str) -> str:
     return f"{parts.scheme}://{host}:{parts.port or default_port}{parts.path.rstrip('/')}"
 
 
+@_remembered
 def origin_of(base_uri: str) -> tuple[str, str, int]:
     """Scheme, host and port of an address; two addresses of one origin belong to the same server."""
     parts = urlsplit(base_uri)
@@ -66,6 +72,7 @@ def without_query(address: str) -> str:
     return address.partition("?")[0]
 
 
+@_remembered
 def is_loopback(host: str) -> bool:
     """Whether the host is this machine, so that no proxy can stand between."""
     name = host.strip("[]").lower().rstrip(".")
