@@ -24,6 +24,7 @@ from pipeline_engine.providers.managed import ModelServers
 from pipeline_engine.providers.registry import ProviderRegistry
 from pipeline_engine.providers.transport import Network
 from pipeline_engine.redaction import Redactor
+from pipeline_engine.renderer import Renderer
 from pipeline_engine.steps.context import Services
 from pipeline_engine.steps.handlers import Handlers
 from pipeline_engine.store.access import StoreAccess
@@ -147,7 +148,7 @@ async def open_setting(
         access=StoreAccess(store, threads=4),
         writer=writer,
         services=Services(
-            templates=templates,
+            renderer=Renderer(templates),
             registry=registry,
             handlers=handlers,
             artifacts=ArtifactFiles(artifacts),

@@ -20,6 +20,7 @@ from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
 from pipeline_engine.providers.local_tool import LocalToolProvider
 from pipeline_engine.providers.registry import ProviderRegistry, open_registry
 from pipeline_engine.redaction import Redactor
+from pipeline_engine.renderer import open_renderer
 from pipeline_engine.retention import Retention, RetentionRules
 from pipeline_engine.steps.context import Services
 from pipeline_engine.steps.handlers import Handlers
@@ -125,21 +126,24 @@ async def open_engine(
 ) -> AsyncIterator[LocalEngine]:
     """An engine on a store that somebody else closes."""
     workers = trio.CapacityLimiter(WORKER_THREADS)
-    templates = Templates(fuel=config.limits.template_fuel, limiter=workers)
+    templates = Templates(fuel=config.limits.template_fuel)
     handlers = Handlers(config.handlers)
     access = StoreAccess(store, threads=READ_THREADS)
     writer = StoreWriter(store=store)
     hidden = [config.data_dir, *config.files, *config.private_files]
     local_tool = LocalToolProvider(environment=environ, hidden=hidden, limiter=workers)
     proxies = {name.removesuffix("_proxy"): value for name, value in config.proxies.items()}
-    async with open_registry(
-        config.providers.values(),
-        local_tool=local_tool,
-        proxies=proxies,
-        environ=environ,
-        limiter=workers,
-        redactor=redactor,
-    ) as registry:
+    async with (
+        open_renderer(templates) as renderer,
+        open_registry(
+            config.providers.values(),
+            local_tool=local_tool,
+            proxies=proxies,
+            environ=environ,
+            limiter=workers,
+            redactor=redactor,
+        ) as registry,
+    ):
         checker = DefinitionChecker(
             templates=templates, profiles=registry.get, profile_ids=registry.ids, handlers=handlers.known
         )
@@ -153,7 +157,7 @@ async def open_engine(
             access=access,
             writer=writer,
             services=Services(
-                templates=templates,
+                renderer=renderer,
                 registry=registry,
                 handlers=handlers,
                 artifacts=artifacts,

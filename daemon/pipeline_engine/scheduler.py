@@ -167,7 +167,7 @@ class Scheduler:
         if step.when is None:
             return True
         try:
-            return bool(await self._context.services.templates.evaluate_async(step.when, self._context.scope(step)))
+            return bool(await self._context.services.renderer.evaluate(step.when, self._context.scope(step)))
         except StepError as exc:
             raise StepError(ErrorCode(exc.code), f"when: {exc.message}", details=exc.details) from exc
 

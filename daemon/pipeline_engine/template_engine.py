@@ -32,6 +32,7 @@ class Source:
     refused: str | None
     undeclared: frozenset[str]
     tolerates_undefined: bool
+    can_snowball: bool
 
 
 class FuelSpentError(TemplateError):
@@ -96,6 +97,7 @@ class TemplateEngine:
             refused=refused,
             undeclared=frozenset(undeclared - self._globals),
             tolerates_undefined=template_source.tolerates_undefined(tags),
+            can_snowball=template_source.can_snowball(tags),
         )
 
     def _undeclared(self, text: str, tags: Sequence[template_source.Tag], *, is_expression: bool) -> set[str]:

@@ -11,6 +11,9 @@ from itertools import pairwise
 MAX_OPERATORS = 1000  # in one tag
 MAX_BRANCHES = 1000  # elif in one template
 
+#: How many times what it is given a template may build into values of its own, and still count as harmless.
+MAX_GROWTH = 1000
+
 _TAG_START = re.compile(r"\{\{|\{%|\{#")
 _RAW = re.compile(r"[-+]?\s*raw\s*[-+]?%\}")
 _END_RAW = re.compile(r"\{%[-+]?\s*endraw\s*[-+]?%\}")
@@ -22,6 +25,15 @@ _TOKEN = re.compile(
 _MAPPING_METHODS = frozenset({"items", "keys", "values", "get"})
 _OTHER_TEMPLATES = frozenset({"include", "import", "extends", "from"})
 _LENIENT = frozenset({"default", "d", "none", "None", "defined", "undefined"})
+_ASSIGNING = frozenset({"set", "with", "for"})
+_REPEATING = frozenset({"macro", "call", "recursive"})
+_WORDS = frozenset({"in", "is", "not", "and", "or", "if", "else", "true", "false", "none", "True", "False", "None"})
+#: Operators and filters whose value is a text, a number or a part of what they are given.
+_PLAIN_OPERATORS = frozenset({".", ",", "~", "|", "-", "/", "//", "%", "==", "!=", "<", ">", "<=", ">=", ")", "]"})
+_PLAIN_FILTERS = frozenset(
+    {"abs", "capitalize", "d", "default", "first", "float", "int", "join", "last", "length", "lower", "replace"}
+    | {"round", "string", "title", "tojson", "trim", "truncate", "upper", "wordcount"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +118,52 @@ def _is_operator(token: Token) -> bool:
     if token.kind == "name":
         return token.text in ("not", "and", "or", "in", "is", "if", "else")
     return token.kind == "operator" and token.text not in (",", ":", ")", "]", "}")
+
+
+def can_snowball(tags: Sequence[Tag]) -> bool:
+    """Whether values that are built out of one another could grow, or nest, beyond what fuel measures.
+
+    `{% set s = s + s %}` costs next to nothing, and thirty of them make a list of a billion.
+    """
+    names = {token.text for tag in tags for token in tag if token.kind == "name"}
+    if names & _REPEATING:
+        return True
+    growth = 1
+    for tag in tags:
+        if tag and tag[0].text in _ASSIGNING and not _is_plain(assigned := _assigned(tag)):
+            if [token.text for token in assigned[:2]] == ["namespace", "("] and tag[2].text == "=":
+                continue  # where values can be kept, not yet a value
+            growth *= max(1, sum(1 for _ in _variables(assigned)))
+            if growth > MAX_GROWTH or "namespace" in names:
+                return True
+    return False
+
+
+def _assigned(tag: Tag) -> Tag:
+    """What comes after the `=` or the `in`."""
+    sign = "in" if tag[0].text == "for" else "="
+    return next((tag[index + 1 :] for index, token in enumerate(tag) if token.text == sign), [])
+
+
+def _is_plain(expression: Tag) -> bool:
+    """Whether the value cannot be larger than what it is made of, whatever that is."""
+    edge = Token("operator", "", 0, 0)
+    for before, token, after in zip([edge, *expression], expression, [*expression[1:], edge], strict=False):
+        if token.kind == "operator" and token.text not in _PLAIN_OPERATORS:
+            is_sum = token.text == "+" and "number" in (before.kind, after.kind)
+            is_subscript = token.text == "[" and (before.kind == "name" or before.text in (")", "]"))
+            is_call = token.text == "(" and before.text in _PLAIN_FILTERS
+            if not (is_sum or is_subscript or is_call):
+                return False
+        if before.text == "|" and token.text not in _PLAIN_FILTERS:
+            return False
+    return True
+
+
+def _variables(expression: Tag) -> Iterator[str]:
+    for before, token in pairwise([Token("operator", "", 0, 0), *expression]):
+        if token.kind == "name" and token.text not in _WORDS and before.text not in (".", "|"):
+            yield token.text
 
 
 def without_slices(source: str, tags: Sequence[Tag]) -> str:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from threading import Lock
 from typing import Any
-
-import trio
 
 from pipeline_engine import template_source
 from pipeline_engine.errors import TemplateError
@@ -22,9 +19,8 @@ from pipeline_engine.template_engine import (
 )
 
 DEFAULT_FUEL = 20_000_000
-#: What an async rendering may use on the event loop before it moves to a worker thread: at most a few milliseconds.
-INLINE_FUEL = 100_000
-WORKER_THREADS = 2
+#: What a rendering may use on the event loop: at most a few milliseconds.
+SMALL_FUEL = 100_000
 CACHED_SOURCES = 512
 CACHED_SOURCE_CHARS = 100_000  # a longer source is looked at anew each time
 
@@ -38,13 +34,12 @@ class Templates:
     A context holds JSON data: dict, list, str, int, float, bool and None. It is never copied or converted as a whole:
     only what a template touches is looked at, so passing all of `previous` to each of a thousand renderings is cheap.
 
-    `fuel` bounds the instructions and the characters that one rendering may use. `limiter` bounds the worker threads
-    of render_async and evaluate_async.
+    `fuel` bounds the instructions and the characters that one rendering may use. It cannot bound what a single
+    instruction does to a value that snowballed: see renderer.py, which keeps such renderings out of the daemon.
     """
 
-    def __init__(self, *, fuel: int = DEFAULT_FUEL, limiter: trio.CapacityLimiter | None = None) -> None:
-        self._fuel = fuel
-        self._limiter = limiter if limiter is not None else trio.CapacityLimiter(WORKER_THREADS)
+    def __init__(self, *, fuel: int = DEFAULT_FUEL) -> None:
+        self.fuel = fuel
         # An engine holds a lock while it renders, so each thread borrows one of its own.
         self._engines: deque[TemplateEngine] = deque()
         self._sources: OrderedDict[tuple[str, bool], Source] = OrderedDict()
@@ -66,29 +61,33 @@ class Templates:
 
     def render(self, source: str, context: Mapping[str, object]) -> str:
         """The text that the template gives. Raises TemplateError."""
-        return str(self._run(source, context, is_expression=False, fuel=self._fuel, inline=False))
+        return str(self._run(source, context, is_expression=False, fuel=self.fuel, inline=False))
 
     def evaluate(self, source: str, context: Mapping[str, object]) -> Any:
         """The value of an expression without braces, as plain Python data. Raises TemplateError."""
-        return self._run(source, context, is_expression=True, fuel=self._fuel, inline=False)
+        return self._run(source, context, is_expression=True, fuel=self.fuel, inline=False)
 
-    async def render_async(self, source: str, context: Mapping[str, object]) -> str:
-        """Like render; what takes more than a few milliseconds runs in a worker thread."""
-        return str(await self._run_async(source, context, is_expression=False))
-
-    async def evaluate_async(self, source: str, context: Mapping[str, object]) -> Any:
-        """Like evaluate; what takes more than a few milliseconds runs in a worker thread."""
-        return await self._run_async(source, context, is_expression=True)
-
-    async def _run_async(self, source: str, context: Mapping[str, object], *, is_expression: bool) -> Any:
-        await trio.lowlevel.checkpoint()
-        run = partial(self._run, source, context, is_expression=is_expression)
+    def run_small(self, source: str, context: Mapping[str, object], *, is_expression: bool) -> tuple[bool, Any]:
+        """Whether the rendering is small enough for the event loop, and if so its text or value. Raises TemplateError."""
+        with self._engine() as engine:
+            if self._source(engine, source, is_expression=is_expression).can_snowball:
+                return False, None
         try:
-            return run(fuel=min(INLINE_FUEL, self._fuel), inline=True)
+            fuel = min(SMALL_FUEL, self.fuel)
+            return True, self._run(source, context, is_expression=is_expression, fuel=fuel, inline=True)
         except (FuelSpentError, TooLargeInlineError):
-            # Rendering has no side effects, so it can start again where it disturbs nobody.
-            whole = partial(run, fuel=self._fuel, inline=False)
-            return await trio.to_thread.run_sync(whole, limiter=self._limiter, abandon_on_cancel=True)
+            return False, None  # rendering has no side effects, so it can start again where it disturbs nobody
+
+    def context_read(self, source: str, context: Mapping[str, object], *, is_expression: bool) -> dict[str, object]:
+        """The part of a context that a source can look at."""
+        with self._engine() as engine:
+            looked_at = self._source(engine, source, is_expression=is_expression)
+        read = {name: context[name] for name in looked_at.undeclared if name in context}
+        for name, value in read.items():
+            keys = {key for _, key in template_source.keys_read(looked_at.tags, name)}
+            if isinstance(value, dict) and None not in keys:
+                read[name] = {key: value[key] for key in keys if key in value}
+        return read
 
     def _run(self, text: str, context: Mapping[str, object], *, is_expression: bool, fuel: int, inline: bool) -> Any:
         with self._engine() as engine:

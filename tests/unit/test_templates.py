@@ -4,7 +4,6 @@ import threading
 from typing import Any
 
 import pytest
-import trio
 
 from pipeline_engine.errors import ErrorCode, TemplateError
 from pipeline_engine.templates import Templates
@@ -277,29 +276,51 @@ def test_two_threads_render_at_the_same_time(templates: Templates, context: dict
     assert results == ["Ada" * 200] * 4
 
 
-async def test_small_work_stays_on_the_event_loop_and_large_work_leaves_it(
-    templates: Templates, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(90000) %}{{ i % 10 }}{% endfor %}",
+        "{{ large }}",
+        "{% set s = [1] %}" + "{% set s = s + s %}" * 30 + "{{ s | join }}",
+        "{% set s = [1] %}" + "{% set s = [s, s] %}" * 30 + "{{ s }}",
+        "{% set s = [1] %}" + "{% set s = s | chain(s) %}" * 30 + "{{ s | join }}",
+        "".join(f"{{% for a{i + 1} in [[a{i}, a{i}]] %}}" for i in range(30)).replace("a0", "1") + "{% endfor %}" * 30,
+        "{% with a = [1, 1] %}" + "{% with a = [a, a] %}" * 30 + "{{ a }}" + "{% endwith %}" * 31,
+        "{% set ns = namespace(s=[1]) %}{% for i in range(40) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
+        "{% set ns = namespace(s=1) %}{% for i in range(9000) %}{% set ns.s = namespace(x=ns.s) %}{% endfor %}",
+        "{% macro m(x, n) %}{% if n %}{{ m(x + x, n - 1) }}{% else %}{{ x | join }}{% endif %}{% endmacro %}{{ m([1], 40) }}",
+    ],
+)
+def test_what_takes_long_or_can_snowball_is_too_much_for_the_event_loop(templates: Templates, source: str) -> None:
+    assert templates.run_small(source, {"large": list(range(100_000))}, is_expression=False) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{% set t = options.name | default('?') ~ '!' %}{{ t }}", "Ada!"),
+        ("{% for s in sources if s.kind == 'raw' %}{% set k = s['kind'] %}{{ k }}{% endfor %}", "raw"),
+        (
+            "{% set ns = namespace(n=0) %}{% for s in sources %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+            "1",
+        ),
+        ("{% set both = previous.x + sources %}{{ both | length }}", "2"),
+    ],
+)
+def test_what_merely_keeps_values_is_small(
+    templates: Templates, context: dict[str, Any], source: str, text: str
 ) -> None:
-    moved: list[str] = []
-    run_sync = trio.to_thread.run_sync
-
-    async def recorded(*args: Any, **kwargs: Any) -> Any:
-        moved.append("moved")
-        return await run_sync(*args, **kwargs)
-
-    monkeypatch.setattr(trio.to_thread, "run_sync", recorded)
-    assert await templates.render_async("{{ options.name }}", context) == "Ada"
-    assert await templates.evaluate_async("options.name", context) == "Ada"
-    assert moved == []
-    counted = await templates.render_async("{% for i in range(90000) %}{{ i % 10 }}{% endfor %}", context)
-    assert len(counted) == 90000
-    assert len(await templates.render_async("{{ o }}", {"o": list(range(100_000))})) > 100_000
-    assert moved == ["moved", "moved"]
+    assert templates.run_small(source, context, is_expression=False) == (True, text)
 
 
-async def test_async_errors_are_the_same(templates: Templates, context: dict[str, Any]) -> None:
-    with pytest.raises(TemplateError, match="nmae"):
-        await templates.render_async("{{ options.nmae }}", context)
+def test_a_source_is_given_no_more_of_the_context_than_it_reads(templates: Templates) -> None:
+    context = {"previous": {"x": 1, "y": 2}, "options": {"a": 1, "b": 2}, "sources": ["s"], "step": {"id": "z"}}
+    source = "{{ previous.x }}{{ options | length }}{{ sources[0] }}"
+    assert templates.context_read(source, context, is_expression=False) == {
+        "previous": {"x": 1},
+        "options": {"a": 1, "b": 2},
+        "sources": ["s"],
+    }
 
 
 @pytest.mark.parametrize(

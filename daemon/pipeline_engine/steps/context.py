@@ -33,10 +33,10 @@ from pipeline_engine.models import (
 from pipeline_engine.pipeline import Graph
 from pipeline_engine.providers.mime import sniff_mime
 from pipeline_engine.providers.registry import ProviderRegistry
+from pipeline_engine.renderer import Renderer
 from pipeline_engine.steps.handlers import Handlers
 from pipeline_engine.store.artifacts import ArtifactFiles
 from pipeline_engine.store.base import CheckpointRecord, ExecutionRecord
-from pipeline_engine.templates import Templates
 
 HANDLER_THREADS = 32  # in which plain handlers run at the same time
 
@@ -47,7 +47,7 @@ ItemKey = tuple[StepId, str | None]  # a step and a shard_key: what checkpoints 
 class Services:
     """What the engine lends to all jobs."""
 
-    templates: Templates
+    renderer: Renderer
     registry: ProviderRegistry
     handlers: Handlers
     artifacts: ArtifactFiles

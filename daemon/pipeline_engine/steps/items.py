@@ -196,12 +196,12 @@ class ItemMaker:
         return self._item(shard, self._formatted(data))
 
     async def _transform(self, shard: Shard) -> MapOutput | None:
-        step, templates, workers = self._step, self._context.services.templates, self._context.services.workers
+        step, renderer, workers = self._step, self._context.services.renderer, self._context.services.workers
         scope = self._scope_of(shard)
         if step.kind is StepKind.REDUCE:
             views = [shard.view] if shard.key is not None else reduce_views(self._context, step)
-            return await apply_reduce(step.config, views, templates=templates, context=scope, workers=workers)
-        return await apply_map(step.config, shard.view, templates=templates, context=scope, workers=workers)
+            return await apply_reduce(step.config, views, renderer=renderer, context=scope, workers=workers)
+        return await apply_map(step.config, shard.view, renderer=renderer, context=scope, workers=workers)
 
     # what items consist of
 

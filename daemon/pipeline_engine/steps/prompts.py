@@ -9,9 +9,9 @@ from typing import Any
 from pipeline_engine.errors import TemplateError
 from pipeline_engine.models import ProviderKind, StepDef
 from pipeline_engine.providers.base import Message, Operation, ProviderCall, Target
+from pipeline_engine.renderer import Renderer
 from pipeline_engine.steps.context import JobContext
 from pipeline_engine.steps.shards import Shard
-from pipeline_engine.templates import Templates
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +36,17 @@ async def render_prompts(
     context: JobContext, step: StepDef, shard: Shard, scope: Mapping[str, Any], *, system_prompt: str | None
 ) -> Rendered:
     """Render the prompts; without `prompt.user` the user's turn is the shard's text. Raises TemplateError."""
-    templates = context.services.templates
+    renderer = context.services.renderer
     prompt = step.prompt
-    user = shard.text if prompt.user is None else await _render(templates, "prompt.user", prompt.user, scope)
+    user = shard.text if prompt.user is None else await _render(renderer, "prompt.user", prompt.user, scope)
     messages = []
     system_parts = [system_prompt] if system_prompt else []
     if prompt.system is not None:
-        system_parts.append(await _render(templates, "prompt.system", prompt.system, scope))
+        system_parts.append(await _render(renderer, "prompt.system", prompt.system, scope))
     if system_parts:
         messages.append(Message("system", "\n\n".join(system_parts)))
     for index, turn in enumerate(prompt.meta.get("messages", ())):
-        content = await _render(templates, f"prompt.meta.messages[{index}]", turn["content"], scope)
+        content = await _render(renderer, f"prompt.meta.messages[{index}]", turn["content"], scope)
         messages.append(Message(turn["role"], content))
     messages.append(Message("user", user))
     return Rendered(user, tuple(messages))
@@ -56,11 +56,11 @@ async def render_tool(
     context: JobContext, target: Target, rendered: Rendered, scope: Mapping[str, Any]
 ) -> ProviderCall:
     """The call of a local tool: each argument and each value of its environment is a template."""
-    templates = context.services.templates
+    renderer = context.services.renderer
     command = [
-        await _render(templates, f"command[{index}]", argument, scope) for index, argument in enumerate(target.command)
+        await _render(renderer, f"command[{index}]", argument, scope) for index, argument in enumerate(target.command)
     ]
-    env = {name: await _render(templates, f"env.{name}", value, scope) for name, value in target.env.items()}
+    env = {name: await _render(renderer, f"env.{name}", value, scope) for name, value in target.env.items()}
     return ProviderCall(target=target, operation=Operation.TOOL, stdin=rendered.user, command=command, env=env)
 
 
@@ -86,8 +86,8 @@ def with_turns(call: ProviderCall, *turns: Message) -> ProviderCall:
     return replace(call, messages=(*call.messages, *turns))
 
 
-async def _render(templates: Templates, place: str, source: str, scope: Mapping[str, Any]) -> str:
+async def _render(renderer: Renderer, place: str, source: str, scope: Mapping[str, Any]) -> str:
     try:
-        return await templates.render_async(source, scope)
+        return await renderer.render(source, scope)
     except TemplateError as exc:
         raise TemplateError(f"{place}: {exc.message}", details=exc.details) from exc

@@ -23,8 +23,8 @@ from jmespath.exceptions import JMESPathError
 from pipeline_engine.errors import ErrorCode, StepError
 from pipeline_engine.jsontext import JsonTextError, dumps_compact, loads_strict
 from pipeline_engine.models import MapOperation, ParseFormat, ReduceOperation, StepConfig
+from pipeline_engine.renderer import Renderer
 from pipeline_engine.steps.records import csv_rows, jsonl_values, logfmt_record, text_lines
-from pipeline_engine.templates import Templates
 
 Item = Mapping[str, Any]
 
@@ -47,7 +47,7 @@ async def apply_map(
     config: StepConfig,
     item: Item,
     *,
-    templates: Templates,
+    renderer: Renderer,
     context: Mapping[str, object],
     workers: trio.CapacityLimiter,
 ) -> MapOutput | None:
@@ -66,9 +66,9 @@ async def apply_map(
     """
     match config.map:
         case MapOperation.TEMPLATE:
-            return MapOutput(await templates.render_async(config.template or "", {"item": item, **context}))
+            return MapOutput(await renderer.render(config.template or "", {"item": item, **context}))
         case MapOperation.FILTER:
-            keep = await templates.evaluate_async(config.expression or "", {"item": item, **context})
+            keep = await renderer.evaluate(config.expression or "", {"item": item, **context})
             return _unchanged(item) if keep else None
         case MapOperation.REGEX:
             return _matched(await _found(config.pattern or "", item, workers))
@@ -115,7 +115,7 @@ async def apply_reduce(
     config: StepConfig,
     items: Sequence[Item],
     *,
-    templates: Templates,
+    renderer: Renderer,
     context: Mapping[str, object],
     workers: trio.CapacityLimiter,
 ) -> MapOutput:
@@ -135,7 +135,7 @@ async def apply_reduce(
     """
     if config.reduce is ReduceOperation.TEMPLATE:
         scope = {**context, "items": list(items)}
-        return MapOutput(await templates.render_async(config.template or "", scope))
+        return MapOutput(await renderer.render(config.template or "", scope))
     size = sum(len(item["text"]) for item in items)
     return await _run(functools.partial(_reduced, config, items), size=size, workers=workers)
 

@@ -9,6 +9,7 @@ import trio
 
 from pipeline_engine.errors import ErrorCode, StepError, TemplateError
 from pipeline_engine.models import MapOperation, ParseFormat, ReduceOperation, StepConfig
+from pipeline_engine.renderer import Renderer
 from pipeline_engine.steps import transforms
 from pipeline_engine.steps.transforms import MapOutput, apply_map, apply_reduce, check_jmespath
 from pipeline_engine.templates import Templates
@@ -22,7 +23,9 @@ def run(function: Callable[..., Any], settings: StepConfig, given: Any) -> Any:
     """What the operation gives, on an event loop of its own."""
     context = {"options": {"name": "Ada"}}
     workers = trio.CapacityLimiter(1)
-    return trio.run(partial(function, settings, given, templates=Templates(), context=context, workers=workers))
+    return trio.run(
+        partial(function, settings, given, renderer=Renderer(Templates()), context=context, workers=workers)
+    )
 
 
 def mapped(operation: MapOperation, given: dict[str, Any], **config: Any) -> MapOutput | None:

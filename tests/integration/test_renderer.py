@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from pipeline_engine import render_process
+from pipeline_engine.errors import TemplateError
+from pipeline_engine.renderer import Renderer, open_renderer
+from pipeline_engine.templates import Templates
+
+COUNTED = "{% for i in range(90000) %}{{ i % 10 }}{% endfor %}"
+ENDLESS = "{% set s = [1] %}" + "{% set s = s + s %}" * 60 + "{{ s | join }}"
+
+
+@pytest.fixture
+def context() -> dict[str, Any]:
+    return {"options": {"name": "Ada \ud800 ü"}, "sources": [{"content": "x"}], "previous": {"a": [{"text": "t"}]}}
+
+
+def children() -> set[int]:
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found |= set(map(int, (task / "children").read_text(encoding="ascii").split()))
+    return found
+
+
+async def new_child(before: set[int]) -> int:
+    with trio.fail_after(20):
+        while not (found := children() - before):  # noqa: ASYNC110  # nothing tells of it but /proc
+            await trio.sleep(0.01)
+    (process,) = found
+    return process
+
+
+@asynccontextmanager
+async def renderer() -> AsyncIterator[Renderer]:
+    before = children()
+    async with open_renderer(Templates()) as opened:
+        yield opened
+    assert children() <= before
+
+
+async def test_small_work_needs_no_process(context: dict[str, Any]) -> None:
+    before = children()
+    async with renderer() as opened:
+        assert await opened.render("{{ sources[0].content }}", context) == "x"
+        assert await opened.evaluate("sources | length", context) == 1
+        assert children() == before
+
+
+async def test_large_work_runs_in_a_process_that_serves_again(context: dict[str, Any]) -> None:
+    before = children()
+    async with renderer() as opened:
+        assert len(await opened.render(COUNTED, context)) == 90_000
+        (process,) = children() - before
+        text = "{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m(previous.a[0].text) }}"
+        assert await opened.render(text, context) == "<t>"
+        assert await opened.evaluate("range(100) | list", context) == list(range(100))
+        assert children() - before == {process}
+
+
+async def test_a_process_renders_and_fails_as_the_event_loop_does(context: dict[str, Any]) -> None:
+    macro = "{% macro m(x) %}{{ x }}{% endmacro %}"
+    async with renderer() as opened:
+        for source in ("{{ options.name }}", "{{ options }}", "{{ sources | tojson(indent=2) }}"):
+            assert await opened.render(macro + source, context) == await opened.render(source, context)
+        with pytest.raises(TemplateError) as small:
+            await opened.render("\n{{ options.nmae }}", context)
+        with pytest.raises(TemplateError) as large:
+            await opened.render(macro + "\n{{ options.nmae }}", context)
+        assert large.value.message == small.value.message
+        assert large.value.details == small.value.details == {"line": 2}
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["[ns.s]", "[ns.s] | batch(1) | list", "{'x': ns.s}"],
+)
+async def test_values_nested_without_end_fail_the_rendering_and_nothing_else(body: str) -> None:
+    deep = (
+        "{% set ns = namespace(s=1) %}{% for i in range(90000) %}{% set ns.s = BODY %}{% endfor %}{{ ns.s | tojson }}"
+    )
+    async with renderer() as opened:
+        with pytest.raises(TemplateError, match="nested"):
+            await opened.render(deep.replace("BODY", body), {})
+        assert len(await opened.render(COUNTED, {})) == 90_000
+
+
+async def test_a_rendering_that_never_ends_leaves_the_event_loop_free_and_dies_of_a_cancellation() -> None:
+    before = children()
+    async with renderer() as opened:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(opened.render, ENDLESS, {})
+            await new_child(before)
+            # Another one has a process of its own; it would not get the interpreter if the first one held it.
+            assert len(await opened.render(COUNTED, {})) == 90_000
+            nursery.cancel_scope.cancel()
+        assert len(children() - before) == 1
+
+
+async def test_a_process_ends_itself_when_its_processor_time_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline_engine.renderer._PROGRAM", _with("CPU_SECONDS = 1"))
+    async with renderer() as opened:
+        with pytest.raises(TemplateError, match="more processor time"):
+            await opened.render(ENDLESS, {})
+
+
+async def test_a_process_that_has_idled_long_enough_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline_engine.renderer._PROGRAM", _with("IDLE_SECONDS = 0.3"))
+    before = children()
+    async with renderer() as opened:
+        assert len(await opened.render(COUNTED, {})) == 90_000
+        (first,) = children() - before
+        await trio.to_thread.run_sync(os.waitid, os.P_PID, first, os.WEXITED | os.WNOWAIT)
+        assert len(await opened.render(COUNTED, {})) == 90_000
+        assert first not in children()
+
+
+async def test_a_process_that_was_killed_fails_its_rendering_with_a_message() -> None:
+    before = children()
+    async with renderer() as opened:
+        assert len(await opened.render(COUNTED, {})) == 90_000
+        (process,) = children() - before
+        os.kill(process, signal.SIGKILL)
+        with pytest.raises(TemplateError, match="more memory"):
+            await opened.render(COUNTED, {})
+        assert len(await opened.render(COUNTED, {})) == 90_000
+
+
+async def test_a_process_has_nothing_of_the_environment() -> None:
+    before = children()
+    async with renderer() as opened:
+        await opened.render(COUNTED, {})
+        (process,) = children() - before
+        assert await trio.Path(f"/proc/{process}/environ").read_bytes() == b""
+
+
+def _with(setting: str) -> str:
+    """The program of a rendering process with another value for one of its limits."""
+    name = setting.partition(" ")[0]
+    assert hasattr(render_process, name)
+    return (
+        "import sys; sys.path[:] = {path!r}; from pipeline_engine import render_process;"
+        f" render_process.{setting}; render_process.main({{fuel}})"
+    )
