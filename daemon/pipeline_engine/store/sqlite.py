@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from importlib import resources
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import apsw
 
-from pipeline_engine.errors import StoreError, StoreFullError
+from pipeline_engine.errors import StoreError
 from pipeline_engine.models import JobId, JobStatus
 from pipeline_engine.store.base import (
     CheckpointRecord,
@@ -32,42 +30,27 @@ from pipeline_engine.store.base import (
     RemoveDefinition,
     RemoveProfile,
 )
+from pipeline_engine.store.database import SCHEMA_VERSION, connect, make_private, mapped_errors, migrate
+from pipeline_engine.store.wal import Wal
 
-SCHEMA_VERSION = 1
-BUSY_TIMEOUT = 5000  # milliseconds: another process (a backup, a shell) may hold the write lock for a while
-CHECKPOINT_PAGES = 1000  # of the WAL: from so many on they go into the database after each commit
-RESTART_PAGES = 4000  # with so many the WAL has to begin anew, which takes a moment without readers
-RESTART_WAIT = 100  # milliseconds for which a commit waits for that moment
 CACHE_KIB = 8192  # KiB of page cache for the writer
 READER_CACHE_KIB = 512  # KiB for each reader: followers read a job's events once, in order
-WAL_LIMIT = 64 * 1024 * 1024  # bytes: a WAL that a long reader made grow is cut back to this
 SEQ_BITS = 32
 
 T = TypeVar("T")
-
-_UNUSABLE = (
-    apsw.IOError,
-    apsw.ReadOnlyError,
-    apsw.CantOpenError,
-    apsw.CorruptError,
-    apsw.NotADBError,
-    apsw.ProtocolError,
-    apsw.PermissionsError,
-)
 
 _JOB_COLUMNS = "number, id, status, priority, last_seq, pruned_seq, job, definition, inline, state"
 
 
 def open_sqlite_store(path: Path, *, durability: Literal["normal", "full"] = "normal") -> SqliteStore:
     """The store in the database file at `path`, made or migrated as needed; with `full`, commits survive power loss."""
-    _make_private(path)
-    with _mapped_errors():
-        writer = _connect(path)
+    make_private(path)
+    with mapped_errors():
+        writer = connect(path)
         writer.pragma("journal_mode", "wal")
         writer.pragma("synchronous", "full" if durability == "full" else "normal")
-        writer.pragma("journal_size_limit", WAL_LIMIT)
         writer.pragma("cache_size", -CACHE_KIB)
-        _migrate(writer)
+        migrate(writer)
     return SqliteStore(path, writer)
 
 
@@ -82,8 +65,7 @@ class SqliteStore:
         self._page_size = int(writer.pragma("page_size"))
         self._used_bytes = self._measure()
         self._numbers: dict[JobId, int] = {}  # of jobs that are being written
-        self._restart_at = RESTART_PAGES
-        writer.set_wal_hook(self._checkpoint)
+        self._wal = Wal(writer)
         self._readers: list[apsw.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -91,7 +73,7 @@ class SqliteStore:
     # writing
 
     def write(self, operations: Sequence[Operation]) -> None:
-        with _mapped_errors():
+        with mapped_errors():
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
                 self._apply(operations)
@@ -241,30 +223,6 @@ class SqliteStore:
         pruned_seq = 0 if last is None else last - low
         self._writer.execute("UPDATE jobs SET has_chunks = 0, pruned_seq = ? WHERE number = ?", (pruned_seq, number))
 
-    def _checkpoint(self, connection: apsw.Connection, database: str, pages: int) -> int:
-        """SQLite calls this after each commit; `pages` are in the WAL.
-
-        SQLite's own way to do it never waits for readers. Where followers read all the time, the WAL would never begin
-        anew, and grow as long as they do. What fails here costs nothing: the WAL has what was committed, and the next
-        commit tries again.
-        """
-        if pages >= CHECKPOINT_PAGES:
-            restart = pages >= self._restart_at
-            connection.set_busy_timeout(RESTART_WAIT)
-            try:
-                connection.wal_checkpoint(
-                    database, apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE
-                )
-            except apsw.Error:
-                if restart:
-                    self._restart_at = pages + CHECKPOINT_PAGES
-            else:
-                if restart:
-                    self._restart_at = RESTART_PAGES
-            finally:
-                connection.set_busy_timeout(BUSY_TIMEOUT)
-        return apsw.SQLITE_OK
-
     def _measure(self) -> int:
         return int(self._writer.pragma("page_count") - self._writer.pragma("freelist_count")) * self._page_size
 
@@ -399,7 +357,7 @@ class SqliteStore:
             readers, self._readers = self._readers, []
         for reader in readers:
             reader.close()
-        with _mapped_errors():
+        with mapped_errors():
             self._writer.close()
 
     def _read(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -410,9 +368,9 @@ class SqliteStore:
             if self._closed:
                 raise StoreError("the store is closed")
             reader = self._readers.pop() if self._readers else None
-        with _mapped_errors():
+        with mapped_errors():
             if reader is None:
-                reader = _connect(self._path, flags=apsw.SQLITE_OPEN_READONLY)
+                reader = connect(self._path, flags=apsw.SQLITE_OPEN_READONLY)
                 reader.pragma("cache_size", -READER_CACHE_KIB)
             try:
                 result = read(reader)
@@ -442,44 +400,3 @@ def _job_record(row: tuple[Any, ...], executions: Sequence[bytes]) -> JobRecord:
         state=state,
         executions=executions,
     )
-
-
-def _make_private(path: Path) -> None:
-    """The database is for its owner alone; SQLite gives its WAL the same mode."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    except OSError as exc:
-        raise StoreError(f"cannot open the database {path}: {exc.strerror}") from exc
-
-
-def _connect(path: Path, *, flags: int = apsw.SQLITE_OPEN_READWRITE) -> apsw.Connection:
-    connection = apsw.Connection(str(path), flags=flags)
-    connection.set_busy_timeout(BUSY_TIMEOUT)
-    return connection
-
-
-def _migrate(connection: apsw.Connection) -> None:
-    version = connection.pragma("user_version")
-    if version > SCHEMA_VERSION:
-        words = f"it is of schema {version}, this version of Pipeline Engine knows up to {SCHEMA_VERSION}"
-        raise StoreError(f"the database was made by a newer version: {words}")
-    if version == 0:
-        schema = resources.files("pipeline_engine.store").joinpath("schema.sql").read_text(encoding="utf-8")
-        with connection:
-            connection.execute(schema)
-            connection.pragma("user_version", SCHEMA_VERSION)
-
-
-@contextmanager
-def _mapped_errors() -> Iterator[None]:
-    try:
-        yield
-    except apsw.FullError as exc:
-        raise StoreFullError(f"the store is full: {exc}") from exc
-    except apsw.ConstraintError:
-        raise  # a fault of ours, which no later attempt would mend
-    except (apsw.BusyError, apsw.LockedError) as exc:
-        raise StoreError(f"the database is locked by another process: {exc}") from exc
-    except _UNUSABLE as exc:
-        raise StoreError(f"the database cannot be used: {exc}") from exc

@@ -12,7 +12,7 @@ from tests.disks import FailingDisk, use_disk
 from tests.engine_setting import Script, llm, names
 
 from pipeline_engine.models import JobId
-from pipeline_engine.store import sqlite
+from pipeline_engine.store import wal
 from pipeline_engine.store.sqlite import open_sqlite_store
 
 PATIENCE = 10.0  # seconds; the store is tried again within a fraction of one
@@ -57,7 +57,7 @@ async def test_a_commit_that_fails_is_never_acknowledged(
 ) -> None:
     disk = FailingDisk(operation, suffix)
     accepted: list[str] = []
-    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 5)
+    monkeypatch.setattr(wal, "CHECKPOINT_PAGES", 5)
     with use_disk(disk, monkeypatch):
         store = open_sqlite_store(tmp_path / "engine.db", durability="full")
         async with open_api(store=store, scripts={"slow": [SLOW]}) as api:
@@ -97,7 +97,7 @@ async def test_a_checkpoint_that_fails_costs_nothing_that_was_acknowledged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     disk = FailingDisk(operation, "engine.db")
-    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 5)
+    monkeypatch.setattr(wal, "CHECKPOINT_PAGES", 5)
     with use_disk(disk, monkeypatch):
         store = open_sqlite_store(tmp_path / "engine.db")
         async with open_api(store=store) as api:

@@ -9,7 +9,8 @@ import pytest
 
 from pipeline_engine.models import JobId, JobStatus
 from pipeline_engine.store.base import EventRecord, JobChange, JobFilter, NewJob
-from pipeline_engine.store.sqlite import SCHEMA_VERSION, open_sqlite_store
+from pipeline_engine.store.database import SCHEMA_VERSION
+from pipeline_engine.store.sqlite import open_sqlite_store
 
 # A copy of the schema of each version, as it was released: never changed, and one more with each migration.
 SCHEMAS = Path(__file__).parent / "schemas"

@@ -8,7 +8,7 @@ import pytest
 from tests.disks import PowerLossDisk, use_disk
 
 from pipeline_engine.models import JobId, JobStatus
-from pipeline_engine.store import sqlite
+from pipeline_engine.store import wal
 from pipeline_engine.store.base import EventRecord, JobChange, NewJob
 from pipeline_engine.store.sqlite import SqliteStore, open_sqlite_store
 
@@ -51,7 +51,7 @@ def test_nothing_acknowledged_is_lost_when_the_power_fails(
 ) -> None:
     disk = PowerLossDisk(seed=part)
     acknowledged: dict[int, int] = {}
-    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 20)
+    monkeypatch.setattr(wal, "CHECKPOINT_PAGES", 20)
     with use_disk(disk, monkeypatch):
         store = open_sqlite_store(tmp_path / "engine.db", durability="full")
         for point in range(POINTS // 3):
@@ -84,7 +84,7 @@ def test_power_that_fails_inside_a_commit_or_a_checkpoint_leaves_all_or_nothing(
             disk.lose_power(directory)
             moments.append((directory, dict(acknowledged)))
 
-    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 10)
+    monkeypatch.setattr(wal, "CHECKPOINT_PAGES", 10)
     with use_disk(disk, monkeypatch):
         store = open_sqlite_store(tmp_path / "engine.db", durability="full")
         monkeypatch.setattr(disk, "before", cut_now_and_then)

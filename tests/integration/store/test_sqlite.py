@@ -12,8 +12,9 @@ import pytest
 from pipeline_engine.errors import DataDirectoryInUseError, StoreError, StoreFullError
 from pipeline_engine.models import JobId, JobStatus
 from pipeline_engine.store.base import EventRecord, JobChange, NewJob
+from pipeline_engine.store.database import SCHEMA_VERSION
 from pipeline_engine.store.lock import hold_directory
-from pipeline_engine.store.sqlite import SCHEMA_VERSION, open_sqlite_store
+from pipeline_engine.store.sqlite import open_sqlite_store
 
 
 def new_job(name: str, line: bytes = b"{}\n") -> JobChange:
@@ -128,7 +129,7 @@ def test_one_process_holds_a_data_directory(tmp_path: Path) -> None:
 def test_a_write_of_nothing_tells_whether_the_database_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline_engine.store.sqlite.BUSY_TIMEOUT", 10)
+    monkeypatch.setattr("pipeline_engine.store.database.BUSY_TIMEOUT", 10)
     store = open_sqlite_store(tmp_path / "engine.db")
     wal = tmp_path / "engine.db-wal"
     before = wal.stat().st_size
