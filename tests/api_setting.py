@@ -178,6 +178,7 @@ def configuration(**overrides: object) -> Config:
 async def open_api(
     *,
     scripts: Mapping[str, Sequence[Script]] | None = None,
+    registry: ScriptedRegistry | None = None,
     config: Config | None = None,
     limits: EngineLimits | None = None,
     pipelines: Sequence[RegisteredPipeline] = (),
@@ -185,7 +186,7 @@ async def open_api(
     store: Store | None = None,
     starting: bool = False,
 ) -> AsyncGenerator[ApiSetting, None]:
-    registry = ScriptedRegistry(scripts)
+    registry = registry or ScriptedRegistry(scripts)
     async with open_setting(
         store=store, registry=registry, limits=limits, pipelines=pipelines, artifacts=artifacts
     ) as setting:

@@ -28,6 +28,7 @@ from pipeline_engine.renderer import Renderer
 from pipeline_engine.steps.context import Services
 from pipeline_engine.steps.handlers import Handlers
 from pipeline_engine.store.access import StoreAccess
+from pipeline_engine.store.age_clock import AgeClock
 from pipeline_engine.store.artifacts import ArtifactFiles
 from pipeline_engine.store.base import Store
 from pipeline_engine.store.memory import MemoryStore
@@ -137,6 +138,7 @@ async def open_setting(
     artifacts: Path = Path("/nonexistent"),
     max_items: int = 10_000,
     grace_s: float = 0,
+    clock: AgeClock | None = None,
 ) -> AsyncIterator[Setting]:
     store = MemoryStore() if store is None else store
     registry = ScriptedRegistry() if registry is None else registry
@@ -162,6 +164,7 @@ async def open_setting(
             ),
         ),
         limits=limits,
+        clock=clock,
     )
     async with running(engine, writer, grace_s=grace_s):
         yield Setting(engine=engine, registry=registry, store=store, writer=writer, pipelines=known)

@@ -25,6 +25,7 @@ from pipeline_engine.retention import Retention, RetentionRules
 from pipeline_engine.steps.context import Services
 from pipeline_engine.steps.handlers import Handlers
 from pipeline_engine.store.access import StoreAccess
+from pipeline_engine.store.age_clock import AgeClock, open_age_clock
 from pipeline_engine.store.artifacts import ArtifactFiles
 from pipeline_engine.store.base import Store
 from pipeline_engine.store.lock import hold_directory
@@ -105,9 +106,14 @@ async def open_local_engine(
     with hold_directory(data_dir):
         store = open_sqlite_store(data_dir / "engine.db", durability=config.store.durability.value)
         try:
-            artifacts = ArtifactFiles(data_dir / "artifacts")
             async with open_engine(
-                config, store=store, artifacts=artifacts, environ=environ, grace_s=grace_s, redactor=redactor
+                config,
+                store=store,
+                artifacts=ArtifactFiles(data_dir / "artifacts"),
+                clock=open_age_clock(data_dir / "clock.json", newest=store.last_finished_at()),
+                environ=environ,
+                grace_s=grace_s,
+                redactor=redactor,
             ) as local:
                 yield local
         finally:
@@ -121,10 +127,12 @@ async def open_engine(
     store: Store,
     artifacts: ArtifactFiles,
     environ: Mapping[str, str],
+    clock: AgeClock | None = None,
     grace_s: float = 0,
     redactor: Redactor | None = None,
 ) -> AsyncIterator[LocalEngine]:
     """An engine on a store that somebody else closes."""
+    clock = clock or AgeClock()
     workers = trio.CapacityLimiter(WORKER_THREADS)
     templates = Templates(fuel=config.limits.template_fuel)
     handlers = Handlers(config.handlers)
@@ -171,9 +179,15 @@ async def open_engine(
                 max_restarts=config.limits.max_restarts,
                 max_store_bytes=config.limits.max_store_bytes,
             ),
+            clock=clock,
         )
         retention = Retention(
-            rules=retention_rules(config), engine=engine, access=access, writer=writer, artifacts=artifacts
+            rules=retention_rules(config),
+            engine=engine,
+            access=access,
+            writer=writer,
+            artifacts=artifacts,
+            clock=clock,
         )
         async with running(engine, writer, grace_s=grace_s), trio.open_nursery() as housekeeping:
             housekeeping.start_soon(retention.run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +41,7 @@ from pipeline_engine.reruns import plan_rerun, read_parent
 from pipeline_engine.scheduler import new_executions
 from pipeline_engine.steps.context import JobState, Services
 from pipeline_engine.store.access import StoreAccess
+from pipeline_engine.store.age_clock import AgeClock
 from pipeline_engine.store.base import DeleteJobs, JobFilter, JobRecord, NewJob
 from pipeline_engine.store.writer import StoreWriter
 
@@ -71,6 +72,7 @@ class Engine:
         services: Services,
         admission: Admission,
         limits: EngineLimits | None = None,
+        clock: AgeClock | None = None,
     ) -> None:
         self.admission = admission
         self._access = access
@@ -78,7 +80,9 @@ class Engine:
         self._writer = writer
         self._limits = limits = limits or EngineLimits()
         self._events = EventLog(access=access, writer=writer)
-        self._runner = JobRunner(access=access, services=services, max_restarts=limits.max_restarts)
+        self._artifacts = services.artifacts
+        self._clock = clock = clock or AgeClock()
+        self._runner = JobRunner(access=access, services=services, max_restarts=limits.max_restarts, clock=clock)
         self._live: dict[JobId, LiveJob] = {}
         self._queue = JobQueue()
         self._stopped: list[LiveJob] = []  # while they waited: they end at once, whatever runs
@@ -89,7 +93,7 @@ class Engine:
         self._abandoning = False
         self._kept_bytes = 0
         self._accepting = 0  # jobs that are being stored
-        self.next_end = trio.Event()  # set when the next job ends, and then replaced
+        self.next_end = trio.Event()  # set when the next job ends or is deleted, and then replaced
         self.stopped = trio.Event()  # set when `run` has let go of every job
         self.finished: Counter[JobStatus] = Counter()  # jobs that ended since the start
 
@@ -135,11 +139,15 @@ class Engine:
     def _retire(self, live: LiveJob) -> None:
         if live.log.finished:
             self.finished[live.job.status] += 1
-            self.next_end.set()
-            self.next_end = trio.Event()
             self._events.retire(live.job.id)
             self._live.pop(live.job.id, None)
+            self._artifacts.release(live.job.id)
+            self._tell_of_end()
         live.ended.set()
+
+    def _tell_of_end(self) -> None:
+        self.next_end.set()
+        self.next_end = trio.Event()
 
     async def _recover(self) -> None:
         """Queue what the last run of the daemon left: running jobs go on first, queued ones keep their order."""
@@ -196,7 +204,7 @@ class Engine:
         """Why no new job is accepted now; None when jobs are."""
         if self._draining:
             return UnavailableError("the daemon is stopping")
-        return self._writer.failure
+        return self._writer.failure or self._artifacts.failure
 
     @property
     def running_count(self) -> int:
@@ -294,15 +302,26 @@ class Engine:
         job.rerun_from_step = request.from_step_id
         job.reuse_upstream = request.reuse_upstream
         plan = await self._access.call(partial(plan_rerun, parent, definition, request, job_id=job.id))
-        return await self._accept(
-            job,
-            definition,
-            inline=inline,
-            idempotency=idempotency,
-            executions=plan.executions,
-            checkpoints=plan.checkpoints,
-            artifacts=plan.artifacts,
-        )
+        try:
+            await self._hold_artifacts(job.id, plan.artifacts, parent_id=parent_id)
+            return await self._accept(
+                job,
+                definition,
+                inline=inline,
+                idempotency=idempotency,
+                executions=plan.executions,
+                checkpoints=plan.checkpoints,
+                artifacts=plan.artifacts,
+            )
+        except BaseException:
+            self._artifacts.release(job.id)
+            raise
+
+    async def _hold_artifacts(self, job_id: JobId, artifacts: Sequence[str], *, parent_id: JobId) -> None:
+        """From here on they stay, if they are still there: as long as the parent is, so are they."""
+        self._artifacts.hold(job_id, artifacts)
+        if artifacts and await self._access.call(self._store.head, parent_id) is None:
+            raise NotFoundError(f"there is no job {parent_id}")
 
     async def _accept(
         self, job: Job, definition: PipelineDef, *, inline: bool, idempotency: IdempotencyKey | None, **changes: Any
@@ -330,7 +349,7 @@ class Engine:
                 new=new,
                 status=JobStatus.QUEUED,
                 job=live.job,
-                idempotency=None if idempotency is None else idempotency.record(),
+                idempotency=None if idempotency is None else idempotency.record(used_at=self._clock.now()),
                 **changes,
             )
             # Shielded: a job that is stored must come into the queue even if the client has left meanwhile.
@@ -349,8 +368,9 @@ class Engine:
     def _check_room(self, job: Job) -> None:
         """Raises StoreFullError. Jobs that were accepted may grow beyond the limit: what they made is not lost."""
         limit = self._limits.max_store_bytes
-        if limit is not None and self._store.used_bytes + input_size(job) > limit:
-            words = f"the store holds {self._store.used_bytes} of {limit} bytes (limits.max_store_bytes); delete jobs"
+        used = self._store.used_bytes + self._artifacts.used_bytes
+        if limit is not None and used + input_size(job) > limit:
+            words = f"the store holds {used} of {limit} bytes (limits.max_store_bytes); delete jobs"
             raise StoreFullError(words)
 
     def _keep_payload(self, live: LiveJob, definition: PipelineDef, job: Job, *, size: int) -> None:
@@ -370,6 +390,7 @@ class Engine:
                 live.cancel_reason = reason
                 live.request_stop(Stop.CANCELLED)
                 # Stored at once: a crash before the job has ended must not bring it back to life.
+                live.log.state_after_leap = None
                 live.log.post(state=JobState(cancel_reason=reason))
                 if live in self._queue:
                     self._stop_waiting(live)
@@ -392,7 +413,10 @@ class Engine:
             raise NotFoundError(f"there is no job {job_id}")
         if not head.is_final or job_id in self._live:
             raise ConflictError(f"job {job_id} is not finished; cancel it first")
+        artifacts = await self._access.call(self._store.artifacts_of, [job_id])
         await self._writer.execute(DeleteJobs([job_id]))
+        self._artifacts.doubt(artifacts)
+        self._tell_of_end()
 
     # looking at jobs
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -24,6 +25,7 @@ from pipeline_engine.store.writer import StoreWriter, Write, change_size
 
 TAIL_BYTES = 256 * 1024  # of each live job's last events stay in memory, for followers that keep up
 BATCH_BYTES = 32 * 1024  # a follower gets at most this much at a time, or one event; one that is stuck holds it
+LEAP_S = 1.0  # seconds by which the wall clock and the monotonic one may drift apart unnoticed
 QUEUED_BYTES = 4 * 1024  # a longer first event, which has the job's input, is not kept: thousands of jobs may wait
 
 
@@ -59,6 +61,10 @@ def encode_event(seq: int, name: str, job_id: JobId, data: object) -> bytes:
     return b"%b%b}\n" % (head.encode(), to_json(data))
 
 
+def _wall_offset() -> float:
+    return time.time() - time.monotonic()
+
+
 class JobLog:
     """The events of one live job.
 
@@ -71,6 +77,10 @@ class JobLog:
         self.last_seq = last_seq
         self.committed_seq = last_seq
         self.finished = False
+        #: What is stored of a running job with its first event after the wall clock was set: the time stamps of what
+        #: comes then tell nothing of how long it ran before.
+        self.state_after_leap: Callable[[], object] | None = None
+        self._wall_offset = _wall_offset()
         self._writer = writer
         self._tail: list[bytes] = []
         self._tail_bytes = 0
@@ -89,6 +99,7 @@ class JobLog:
         checkpoints: Sequence[CheckpointRecord] = (),
         artifacts: Sequence[str] = (),
         idempotency: IdempotencyRecord | None = None,
+        finished_at: str | None = None,
     ) -> Write:
         """Give the events their seq and hand them, with what changes along with them, to the store's writer.
 
@@ -100,6 +111,8 @@ class JobLog:
         for name, data in events:
             seq += 1
             records.append(EventRecord(seq, name, encode_event(seq, name, self.job_id, data)))
+        if state is None and self.state_after_leap is not None and self._has_leapt():
+            state = self.state_after_leap()
         change = JobChange(
             job_id=self.job_id,
             events=records,
@@ -111,6 +124,7 @@ class JobLog:
             checkpoints=checkpoints,
             artifacts=artifacts,
             idempotency=idempotency,
+            finished_at=finished_at,
         )
         final = status is not None and status.is_final
         write = self._writer.post(
@@ -132,6 +146,13 @@ class JobLog:
         except Exception:
             self.last_seq = before if self.last_seq == after else self.last_seq
             raise
+
+    def _has_leapt(self) -> bool:
+        before, self._wall_offset = self._wall_offset, _wall_offset()
+        if abs(self._wall_offset - before) < LEAP_S:
+            self._wall_offset = before  # what is only drifting adds up
+            return False
+        return True
 
     async def wait_for_room(self) -> None:
         """Return when the store's writer is not too far behind: for those who post many events without waiting."""

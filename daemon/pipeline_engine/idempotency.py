@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ class IdempotencyKey:
     key: str
     body: bytes
 
-    def record(self) -> IdempotencyRecord:
-        """That the key was used now, to be written with the job."""
-        return IdempotencyRecord(key=self.key, body_hash=hashlib.sha256(self.body).digest(), used_at=time.time())
+    def record(self, *, used_at: float) -> IdempotencyRecord:
+        """That the key was used at that time (see AgeClock), to be written with the job."""
+        return IdempotencyRecord(key=self.key, body_hash=hashlib.sha256(self.body).digest(), used_at=used_at)
 
 
 class IdempotencyKeys:

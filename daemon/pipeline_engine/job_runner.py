@@ -35,6 +35,7 @@ from pipeline_engine.scheduler import Scheduler, collect_result, new_executions
 from pipeline_engine.steps.context import ItemKey, JobContext, JobState, Services
 from pipeline_engine.steps.runner import batch_size
 from pipeline_engine.store.access import StoreAccess
+from pipeline_engine.store.age_clock import AgeClock
 from pipeline_engine.store.base import ExecutionRecord, JobRecord, Store
 
 log = logging.getLogger(__name__)
@@ -89,11 +90,12 @@ class _JobLine(msgspec.Struct):
 class JobRunner:
     """Takes live jobs to their end."""
 
-    def __init__(self, *, access: StoreAccess, services: Services, max_restarts: int) -> None:
+    def __init__(self, *, access: StoreAccess, services: Services, max_restarts: int, clock: AgeClock) -> None:
         self._access = access
         self._store = access.store
         self._services = services
         self._max_restarts = max_restarts
+        self._clock = clock
 
     async def run(self, live: LiveJob) -> None:
         """Run the job; it ends with its terminal event, or without one when the daemon stops (Stop.INTERRUPTED)."""
@@ -175,7 +177,7 @@ class JobRunner:
 
     def _begin(self, live: LiveJob, context: JobContext) -> None:
         job = live.job
-        job.updated_at = now_rfc3339()
+        job.updated_at = max(now_rfc3339(), job.updated_at)  # the wall clock may have been set back
         events: list[Event] = []
         if live.resumed:
             job.restarts += 1
@@ -189,6 +191,7 @@ class JobRunner:
             shown = _shown(job, context)
             events += [(EventName.JOB_STARTED, shown), (EventName.JOB_STATUS, shown)]
         live.log.post(events, status=JobStatus.RUNNING, job=summary_of(job), state=context.state())
+        live.log.state_after_leap = context.state
 
     def _refusal(self, context: JobContext) -> JobError | None:
         """Why a job may not go on after a restart of the daemon."""
@@ -224,7 +227,7 @@ class JobRunner:
         """Append the last events, as one change. Not even a crash can leave them half written."""
         job = live.job
         job.status, job.error = status, error
-        job.finished_at = job.updated_at = now_rfc3339()
+        job.finished_at = job.updated_at = max(now_rfc3339(), job.updated_at)
         events: list[Event] = []
         records: list[ExecutionRecord] = []
         if context is not None:
@@ -239,7 +242,9 @@ class JobRunner:
         events.append((_TERMINAL_EVENTS[status], shown))
         token = {"job_id": job.id, "seq": job.last_seq}
         events.append((EventName.STREAM_FINISHED, {"status": status, "resume_token": token}))
-        await live.log.append(events, status=status, job=summary_of(job), executions=records)
+        await live.log.append(
+            events, status=status, job=summary_of(job), executions=records, finished_at=self._clock.stamp()
+        )
         if context is not None:
             live.final = msgspec.structs.replace(shown, input=context.input)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import trio
 
@@ -14,6 +13,7 @@ from pipeline_engine.engine import Engine
 from pipeline_engine.errors import StoreError
 from pipeline_engine.models import JobId
 from pipeline_engine.store.access import StoreAccess
+from pipeline_engine.store.age_clock import AgeClock, seconds_of
 from pipeline_engine.store.artifacts import ArtifactFiles
 from pipeline_engine.store.base import DeleteJobs, FinishedJob, ForgetIdempotencyKeys, PruneChunks
 from pipeline_engine.store.writer import StoreWriter
@@ -21,10 +21,9 @@ from pipeline_engine.store.writer import StoreWriter
 log = logging.getLogger(__name__)
 
 BATCH = 100  # jobs that one transaction removes, so that none holds up the others for long
-PAUSE = 1.0  # seconds between a job's end and the look at what is due: many ends make one look
+PAUSE = 1.0  # seconds between a job's end, or its deletion, and the look at what is due: many make one look
 RETRY_PAUSE = 30.0  # seconds after a failure of the store
 KEY_AGE_S = 24 * 3600  # for which an Idempotency-Key is kept
-ARTIFACT_AGE_S = 3600  # an artifact this young may belong to an item that is about to be stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,21 +47,27 @@ class Retention:
         access: StoreAccess,
         writer: StoreWriter,
         artifacts: ArtifactFiles,
+        clock: AgeClock,
     ) -> None:
         self._rules = rules
         self._engine = engine
         self._access = access
         self._writer = writer
         self._artifacts = artifacts
+        self._clock = clock
 
     async def run(self) -> None:
+        swept = False
         while True:
             ended = self._engine.next_end
             try:
+                if not swept:
+                    await self._sweep()
+                    swept = True
                 await self.prune()
                 wait_s = await self._until_due()
-            except StoreError as exc:
-                log.warning("nothing could be pruned: %s", exc.message)
+            except (StoreError, OSError) as exc:
+                log.warning("nothing could be pruned: %s", exc)
                 wait_s = RETRY_PAUSE
             with trio.move_on_after(wait_s):
                 await ended.wait()
@@ -70,7 +75,7 @@ class Retention:
 
     async def prune(self) -> None:
         """Remove all that is due now. Raises StoreError."""
-        now = datetime.now(UTC)
+        now = self._clock.now()
         removed = 0
         while old := await self._overdue(self._rules.max_age, now, with_chunks=False):
             removed += await self._delete([job.job_id for job in old])
@@ -85,13 +90,14 @@ class Retention:
             removed += count
         while await self._prune_chunks(await self._overdue(self._rules.chunk_age, now, with_chunks=True)):
             pass
-        await self._writer.execute(ForgetIdempotencyKeys(time.time() - KEY_AGE_S))
+        await self._writer.execute(ForgetIdempotencyKeys(now - KEY_AGE_S))
+        await self._remove_artifacts()
         if removed:
             log.info("pruned %d finished jobs", removed)
-            await self._collect_artifacts()
 
     def _too_large(self) -> bool:
-        return self._rules.max_bytes is not None and self._access.store.used_bytes > self._rules.max_bytes
+        used = self._access.store.used_bytes + self._artifacts.used_bytes
+        return self._rules.max_bytes is not None and used > self._rules.max_bytes
 
     async def _oldest(self, limit: int, *, with_chunks: bool = False) -> list[FinishedJob]:
         def read() -> list[FinishedJob]:
@@ -99,16 +105,19 @@ class Retention:
 
         return await self._access.call(read)
 
-    async def _overdue(self, age: timedelta, now: datetime, *, with_chunks: bool) -> list[FinishedJob]:
+    async def _overdue(self, age: timedelta, now: float, *, with_chunks: bool) -> list[FinishedJob]:
         jobs = await self._oldest(BATCH, with_chunks=with_chunks)
-        return [job for job in jobs if datetime.fromisoformat(job.finished_at) + age <= now]
+        return [job for job in jobs if seconds_of(job.finished_at) + age.total_seconds() <= now]
 
     async def _delete_oldest(self, count: int) -> int:
         return await self._delete([job.job_id for job in await self._oldest(count)])
 
     async def _delete(self, job_ids: Sequence[JobId]) -> int:
         if job_ids:
+            artifacts = await self._access.call(self._access.store.artifacts_of, job_ids)
             await self._writer.execute(DeleteJobs(job_ids))
+            self._artifacts.doubt(artifacts)
+            await self._remove_artifacts()
         return len(job_ids)
 
     async def _prune_chunks(self, jobs: Sequence[FinishedJob]) -> int:
@@ -119,19 +128,34 @@ class Retention:
 
     async def _until_due(self) -> float:
         """Seconds until the next job, or its chunks, are due; infinite when none is."""
-        due: list[datetime] = []
+        due: list[float] = []
         for age, with_chunks in ((self._rules.max_age, False), (self._rules.chunk_age, True)):
             for job in await self._oldest(1, with_chunks=with_chunks):
-                due.append(datetime.fromisoformat(job.finished_at) + age)
+                due.append(seconds_of(job.finished_at) + age.total_seconds())
         if not due:
             return float("inf")
-        return max(PAUSE, (min(due) - datetime.now(UTC)).total_seconds())
+        return max(PAUSE, min(due) - self._clock.now())
 
-    async def _collect_artifacts(self) -> None:
-        def collect() -> int:
-            used = self._access.store.artifacts_in_use()
-            return self._artifacts.remove_unused(used, older_than_s=ARTIFACT_AGE_S, now=time.time())
+    async def _remove_artifacts(self) -> None:
+        """Remove those that the jobs which ended or were deleted have left to nobody."""
+        doubtful = self._artifacts.doubtful
+        if doubtful:
 
-        count = await self._access.call(collect)
-        if count:
-            log.info("removed %d artifacts that no job refers to", count)
+            def remove() -> int:
+                used = self._access.store.artifacts_in_use(doubtful)
+                return self._artifacts.remove_doubtful(doubtful, used=used)
+
+            _tell_of_removed(await self._access.call(remove))
+
+    async def _sweep(self) -> None:
+        """Remove what a crash has left of artifacts, and learn how much they hold."""
+
+        def sweep() -> int:
+            return self._artifacts.remove_unused(self._access.store.artifacts_in_use())
+
+        _tell_of_removed(await self._access.call(sweep))
+
+
+def _tell_of_removed(artifacts: int) -> None:
+    if artifacts:
+        log.info("removed %d artifacts that no job has", artifacts)

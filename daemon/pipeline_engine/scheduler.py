@@ -225,7 +225,7 @@ class Scheduler:
         execution = self._context.executions[step_id]
         execution.status = status
         execution.reason = reason
-        execution.finished_at = now_rfc3339()
+        execution.finished_at = max(now_rfc3339(), execution.started_at or "")  # the wall clock may have been set back
         return (_END_EVENTS[status], execution), self._context.execution_record(step_id)
 
 

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import trio
-from tests.engine_setting import Setting, llm, names, open_setting
+from tests.engine_setting import Setting, job_request, llm, names, open_setting
 from trio.testing import MockClock
 
 from pipeline_engine.errors import GoneError, NotFoundError
+from pipeline_engine.idempotency import IdempotencyKey
 from pipeline_engine.models import JobId
 from pipeline_engine.retention import Retention, RetentionRules
 from pipeline_engine.store.access import StoreAccess
+from pipeline_engine.store.age_clock import AgeClock
 from pipeline_engine.store.artifacts import ArtifactFiles
+from pipeline_engine.store.base import JobChange
 from pipeline_engine.store.memory import MemoryStore
 
+DAY_S = 24 * 3600
 FOREVER = timedelta(days=10_000)
 
 
-def retention(setting: Setting, tmp_path: Path, **rules: object) -> Retention:
+def retention(
+    setting: Setting, files: ArtifactFiles | Path, *, clock: AgeClock | None = None, **rules: object
+) -> Retention:
     defaults = {"max_age": FOREVER, "chunk_age": FOREVER, "max_jobs": 1000}
     return Retention(
         rules=RetentionRules(**{**defaults, **rules}),  # type: ignore[arg-type]
         engine=setting.engine,
         access=StoreAccess(setting.store, threads=1),
         writer=setting.writer,
-        artifacts=ArtifactFiles(tmp_path),
+        artifacts=ArtifactFiles(files) if isinstance(files, Path) else files,
+        clock=clock or AgeClock(),
     )
 
 
@@ -97,17 +105,85 @@ async def test_a_job_that_ends_makes_the_next_look(autojump_clock: MockClock, tm
         nursery.cancel_scope.cancel()
 
 
-async def test_artifacts_that_no_job_refers_to_are_collected(autojump_clock: MockClock, tmp_path: Path) -> None:
-    import os
+class Time:
+    """A clock that runs on by itself as far as it is told."""
 
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+async def test_a_wall_clock_that_leaps_forward_ages_nothing(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Time()
+    clock = AgeClock(read=real)
+    request = job_request([llm("a")])
+    async with open_setting(clock=clock) as setting:
+        keeper = retention(setting, tmp_path, clock=clock, max_age=timedelta(days=30), chunk_age=timedelta(days=7))
+        job = await setting.engine.submit(request, idempotency=IdempotencyKey("k", b"body"))
+        before = (await setting.engine.wait(job.id)).finished_at
+        leapt = time.time() + 10 * 365 * DAY_S
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda: leapt)
+            patch.setattr(time, "time_ns", lambda: int(leapt) * 10**9)
+            later = await setting.run([llm("a")], ["x"])
+            await keeper.prune()
+        assert before is not None
+        assert later.finished_at is not None
+        assert later.finished_at[:3] > before[:3]
+        again = await setting.engine.submit(request, idempotency=IdempotencyKey("k", b"body"))
+        assert again.id == job.id
+        assert "provider_chunk" in names(setting.stored_events(job.id))
+        # The clock is set right again: what was stamped in ten years is as old as it really is.
+        real.seconds += 8 * DAY_S
+        await keeper.prune()
+        assert left(setting, [job.id, later.id]) == [True, True]
+        assert "provider_chunk" not in names(setting.stored_events(later.id))
+        anew = await setting.engine.submit(request, idempotency=IdempotencyKey("k", b"body"))
+        assert anew.id != job.id
+        real.seconds += 23 * DAY_S
+        await keeper.prune()
+        assert left(setting, [job.id, later.id, anew.id]) == [False, False, True]
+
+
+async def test_artifacts_go_with_the_last_job_that_has_them(autojump_clock: MockClock, tmp_path: Path) -> None:
     files = ArtifactFiles(tmp_path)
-    old, young, again = files.save(b"old"), files.save(b"young"), files.save(b"again")
-    for sha256 in (old, again):
-        os.utime(files.path(sha256), (0, 0))
-    assert files.save(b"again") == again  # by a job that has not referred to it yet
     async with open_setting() as setting:
-        await finished(setting, 5, 0)
-        await retention(setting, tmp_path, max_jobs=1).prune()
-        assert not files.path(old).exists()
-        assert files.path(young).read_bytes() == b"young"
-        assert files.path(again).read_bytes() == b"again"
+        ids = await finished(setting, 40, 35, 1)
+        old, shared, young = [await own(setting, files, owners) for owners in (ids[:1], ids[1:], ids[2:])]
+        await retention(setting, files, max_age=timedelta(days=30)).prune()
+        assert left(setting, ids) == [False, False, True]
+        assert [files.path(sha256).exists() for sha256 in (old, shared, young)] == [False, True, True]
+
+
+def files_in(directory: Path) -> set[str]:
+    return {path.name for path in directory.rglob("*") if path.is_file()}
+
+
+async def own(setting: Setting, files: ArtifactFiles, job_ids: list[JobId]) -> str:
+    """An artifact that these finished jobs have."""
+    sha256 = files.save(",".join(job_ids).encode(), job_id=job_ids[0])
+    for job_id in job_ids:
+        await setting.writer.execute(JobChange(job_id=job_id, artifacts=[sha256]))
+    files.release(job_ids[0])
+    return sha256
+
+
+async def test_what_a_crash_left_of_artifacts_goes_at_the_start(autojump_clock: MockClock, tmp_path: Path) -> None:
+    before = ArtifactFiles(tmp_path)
+    async with open_setting() as setting, trio.open_nursery() as nursery:
+        [job_id] = await finished(setting, 0)
+        kept = await own(setting, before, [job_id])
+        lost = before.save(b"no job came to refer to it", job_id=JobId("job_lost"))
+        (tmp_path / ".half").write_bytes(b"written")
+        files = ArtifactFiles(tmp_path)
+        running = files.save(b"of a job that has just begun", job_id=JobId("job_running"))
+        nursery.start_soon(retention(setting, files).run)
+        await trio.sleep(5)
+        assert files_in(tmp_path) == {kept, running}
+        assert not before.path(lost).exists()
+        assert files.used_bytes == sum(files.path(sha256).stat().st_size for sha256 in (kept, running))
+        nursery.cancel_scope.cancel()

@@ -176,4 +176,5 @@ def _duration(job: Job) -> str:
     if began is None:
         return ""
     end = parse_timestamp(job.finished_at) if job.finished_at is not None else None
-    return f"{((end or datetime.now(UTC)) - began).total_seconds():.1f}"
+    seconds = ((end or datetime.now(UTC)) - began).total_seconds()
+    return f"{max(0.0, seconds):.1f}"  # the clock of this machine may be behind the daemon's

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import trio
-
 from pipeline_engine.errors import ErrorCode, StepError
 from pipeline_engine.jsontext import dumps_compact, loads_strict
 from pipeline_engine.models import (
@@ -20,6 +18,7 @@ from pipeline_engine.models import (
 )
 from pipeline_engine.providers.base import Message, Operation, ProviderCall, Target
 from pipeline_engine.providers.mime import sniff_mime
+from pipeline_engine.steps.artifacts import keep_artifact
 from pipeline_engine.steps.calls import Answer, ItemCalls
 from pipeline_engine.steps.context import JobContext
 from pipeline_engine.steps.handlers import HandlerItem, call_handler
@@ -162,10 +161,10 @@ class ItemMaker:
         return self._item(shard, data)
 
     async def _keep(self, data: bytes) -> dict[str, Any]:
-        services = self._context.services
-        sha256 = await trio.to_thread.run_sync(services.artifacts.save, data, limiter=services.workers)
+        job_id = self._context.job.id
+        sha256 = await keep_artifact(self._context.services, data, job_id=job_id)
         mime_type = sniff_mime(data) or "application/octet-stream"
-        url = f"/v1/jobs/{self._context.job.id}/artifacts/{sha256}"
+        url = f"/v1/jobs/{job_id}/artifacts/{sha256}"
         return {"id": sha256, "url": url, "mime_type": mime_type, "bytes": len(data), "sha256": sha256}
 
     async def _handle(self, shard: Shard) -> ResultItem | None:

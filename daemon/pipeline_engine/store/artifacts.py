@@ -2,68 +2,229 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
 import os
 import secrets
-from contextlib import suppress
+import threading
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline_engine.errors import StoreError, StoreFullError
+from pipeline_engine.models import JobId
 
-NO_SPACE = {28, 122}  # ENOSPC, EDQUOT
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+log = logging.getLogger(__name__)
 
 
 class ArtifactFiles:
-    """The artifacts of a data directory. A file is whole and synced before its name exists. All methods block."""
+    """The artifacts of a data directory. A file is whole and synced before its name exists.
+
+    A job holds what it saves until it is released: until then the file stays, although no job in the store refers to
+    it yet. What a job has let go, or had when it was deleted, is in doubt: `remove_doubtful` removes it unless the
+    store has a use for it. Methods that touch the disk block; all may be called from any thread.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._lock = threading.Lock()  # between the decision that a file may go, and somebody who begins to hold it
+        self._held: dict[JobId, set[str]] = {}
+        self._doubtful: set[str] = set()
+        self._drafts: set[Path] = set()
+        self._used_bytes = 0
+        self._failures: list[StoreError] = []
 
     def path(self, sha256: str) -> Path:
         return self._directory / sha256[:2] / sha256
 
-    def save(self, data: bytes) -> str:
-        """Keep the bytes; the answer is their SHA-256 in hex. Raises StoreError."""
-        sha256 = hashlib.sha256(data).hexdigest()
-        path = self.path(sha256)
-        with suppress(FileNotFoundError):
-            os.utime(path)  # young again: it may have been about to be removed as unused
-            return sha256
-        temporary = path.with_name(f".{secrets.token_hex(8)}")
+    @property
+    def used_bytes(self) -> int:
+        """What all artifacts hold; known once `remove_unused` has looked. Does not block."""
+        return self._used_bytes
+
+    @property
+    def failure(self) -> StoreError | None:
+        """Why artifacts cannot be kept now: somebody is waiting to keep one (see `waiting`)."""
+        # A new one each time: an exception that is raised again and again keeps all the frames it passed through.
+        return type(self._failures[0])(self._failures[0].message) if self._failures else None
+
+    @contextmanager
+    def waiting(self, failure: StoreError) -> Iterator[None]:
+        """In the block, somebody who met this failure waits until it is over."""
+        self._failures.append(failure)
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            self._sync_directory(path.parent)
-        except OSError as exc:
-            temporary.unlink(missing_ok=True)
-            kind = StoreFullError if exc.errno in NO_SPACE else StoreError
-            raise kind(f"an artifact of {len(data)} bytes cannot be kept: {exc.strerror}") from exc
+            yield
+        finally:
+            self._failures.remove(failure)
+
+    # keeping
+
+    def save(self, data: bytes, *, job_id: JobId) -> str:
+        """Keep the bytes, which the job holds from now on; the answer is their SHA-256 in hex. Raises StoreError."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.hold(job_id, [sha256])
+        path = self.path(sha256)
+        with _mapped_errors(len(data)):
+            if path.exists():
+                _sync_directory(path.parent)  # it may be there because syncing is what failed
+                return sha256
+        with self.draft() as draft:
+            draft.write(data)
+            draft.keep()
         return sha256
 
-    def remove_unused(self, used: set[str], *, older_than_s: float, now: float) -> int:
-        """Remove what no job refers to any more and what a crash left half-written; the answer is how many files.
-
-        Younger files are left alone: a job that is under way may be about to refer to them.
-        """
-        removed = 0
-        for path in self._directory.glob("*/*"):
+    @contextmanager
+    def draft(self) -> Iterator[Draft]:
+        """An artifact that is written piece by piece; unless it is kept, nothing of it stays. Raises StoreError."""
+        temporary = self._directory / f".{secrets.token_hex(8)}"
+        with self._lock:
+            self._drafts.add(temporary)
+        try:
+            with _mapped_errors(0):
+                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                file = os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+            draft = Draft(self, file, temporary)
             try:
-                if path.name not in used and now - path.stat().st_mtime > older_than_s:
-                    path.unlink()
+                yield draft
+            finally:
+                with suppress(OSError):  # what cannot be written out need not be
+                    file.close()
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+        finally:
+            with self._lock:
+                self._drafts.discard(temporary)
+
+    def count(self, size: int) -> None:
+        with self._lock:
+            self._used_bytes += size
+
+    # holding
+
+    def hold(self, job_id: JobId, sha256s: Iterable[str]) -> None:
+        """Keep these files as long as the job runs. Does not block."""
+        with self._lock:
+            self._held.setdefault(job_id, set()).update(sha256s)
+
+    def release(self, job_id: JobId) -> None:
+        """The job is over: what it held is in doubt. Does not block."""
+        with self._lock:
+            self._doubtful |= self._held.pop(job_id, set())
+
+    def doubt(self, sha256s: Iterable[str]) -> None:
+        """Jobs that had these were deleted. Does not block."""
+        with self._lock:
+            self._doubtful.update(sha256s)
+
+    # removing
+
+    @property
+    def doubtful(self) -> frozenset[str]:
+        with self._lock:
+            return frozenset(self._doubtful)
+
+    def remove_doubtful(self, looked_at: Collection[str], *, used: Collection[str]) -> int:
+        """Remove those of `looked_at` that are not `used` and that nobody holds; the answer is how many files."""
+        with self._lock:
+            self._doubtful.difference_update(looked_at)
+        return sum(self._remove(sha256) for sha256 in looked_at if sha256 not in used)
+
+    def remove_unused(self, used: Collection[str]) -> int:
+        """Remove all that is not `used` and that nobody holds, and what a crash left half-written; how many files."""
+        removed = 0
+        total = 0
+        for path in [*self._directory.glob(".*"), *self._directory.glob("*/*")]:
+            with suppress(FileNotFoundError):
+                size = path.stat().st_size
+                if path.name.startswith("."):
+                    removed += self._remove_leftover(path)
+                elif path.name in used or not self._remove(path.name):
+                    total += size
+                else:
                     removed += 1
-            except FileNotFoundError:
-                continue
+        with self._lock:
+            self._used_bytes = total
         return removed
 
-    @staticmethod
-    def _sync_directory(directory: Path) -> None:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    def _remove(self, sha256: str) -> bool:
+        path = self.path(sha256)
+        with self._lock:
+            if any(sha256 in held for held in self._held.values()):
+                return False
+            try:
+                size = path.stat().st_size
+                path.unlink()
+            except FileNotFoundError:
+                return False
+            except OSError as exc:
+                log.warning("an artifact that no job has cannot be removed: %s: %s", path, exc.strerror)
+                return False
+            self._used_bytes -= size
+        return True
+
+    def _remove_leftover(self, path: Path) -> bool:
+        with self._lock:
+            if path in self._drafts:
+                return False
+            path.unlink()
+        return True
+
+
+class Draft:
+    """An artifact that is being written."""
+
+    def __init__(self, files: ArtifactFiles, file: BinaryIO, temporary: Path) -> None:
+        self._files = files
+        self._file = file
+        self._temporary = temporary
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    @property
+    def sha256(self) -> str:
+        """Of what has been written so far, in hex."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> None:
+        self._size += len(data)
+        self._hash.update(data)
+        with _mapped_errors(self._size):
+            self._file.write(data)
+
+    def keep(self) -> bool:
+        """It is whole: give it its name. Says whether there was no such artifact before."""
+        path = self._files.path(self.sha256)
+        with _mapped_errors(self._size):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            if not path.parent.is_dir():
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _sync_directory(path.parent.parent)
+            is_new = not path.exists()
+            self._temporary.replace(path)
+            if is_new:
+                self._files.count(self._size)
+            _sync_directory(path.parent)
+        return is_new
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _mapped_errors(size: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        kind = StoreFullError if exc.errno in NO_SPACE else StoreError
+        what = f"an artifact of {size} bytes" if size else "an artifact"
+        raise kind(f"{what} cannot be kept: {exc.strerror}") from exc

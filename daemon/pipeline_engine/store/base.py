@@ -58,7 +58,10 @@ class IdempotencyRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobChange:
-    """All that one append changes: written whole or not at all."""
+    """All that one append changes: written whole or not at all.
+
+    `finished_at` (RFC 3339, see AgeClock) comes with a final status; without it the time of the write is taken.
+    """
 
     job_id: JobId
     events: Sequence[EventRecord] = ()
@@ -70,6 +73,7 @@ class JobChange:
     checkpoints: Sequence[CheckpointRecord] = ()
     artifacts: Sequence[str] = ()
     idempotency: IdempotencyRecord | None = None
+    finished_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +188,9 @@ class FinishedJob:
 class Store(Protocol):
     """All methods block and may be called from any thread; `write` from one thread at a time.
 
-    `write` without operations only tries whether the store can be written. `blocks` says whether they may take long enough to need a thread. They raise StoreError when the disk or the
-    database fails; what `write` was given is then not written at all.
+    `write` without operations only tries whether the store can be written. `blocks` says whether they may take long
+    enough to need a thread. They raise StoreError when the disk or the database fails; what `write` was given is then
+    not written at all.
     """
 
     @property
@@ -229,10 +234,20 @@ class Store(Protocol):
 
     def artifact_owned(self, job_id: JobId, sha256: str) -> bool: ...
 
-    def artifacts_in_use(self) -> set[str]: ...
+    def artifacts_of(self, job_ids: Sequence[JobId]) -> list[str]:
+        """The artifacts of these jobs, sorted."""
+        ...
+
+    def artifacts_in_use(self, among: Collection[str] | None = None) -> set[str]:
+        """Those that any job has, of all or of the ones that are asked for."""
+        ...
 
     def finished_jobs(self, *, limit: int, with_chunks: bool = False) -> list[FinishedJob]:
         """The finished jobs, those that ended first come first; or only those whose chunks are not pruned yet."""
+        ...
+
+    def last_finished_at(self) -> str | None:
+        """When the job ended that ended last."""
         ...
 
     def count_finished(self) -> int: ...

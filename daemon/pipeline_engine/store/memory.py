@@ -102,7 +102,7 @@ class MemoryStore:
         if change.status is not None:
             job.status = change.status
             if change.status.is_final:
-                job.finished_at = now_rfc3339()
+                job.finished_at = change.finished_at or now_rfc3339()
         if change.job is not None:
             job.job = change.job
         if change.state is not None:
@@ -197,9 +197,15 @@ class MemoryStore:
             job = self._jobs.get(job_id)
             return job is not None and sha256 in job.artifacts
 
-    def artifacts_in_use(self) -> set[str]:
+    def artifacts_of(self, job_ids: Sequence[JobId]) -> list[str]:
         with self._lock:
-            return set().union(*(job.artifacts for job in self._jobs.values()))
+            found = [self._jobs[job_id].artifacts for job_id in job_ids if job_id in self._jobs]
+            return sorted(set().union(*found))
+
+    def artifacts_in_use(self, among: Collection[str] | None = None) -> set[str]:
+        with self._lock:
+            used = set().union(*(job.artifacts for job in self._jobs.values()))
+            return used if among is None else used & set(among)
 
     def finished_jobs(self, *, limit: int, with_chunks: bool = False) -> list[FinishedJob]:
         with self._lock:
@@ -209,6 +215,10 @@ class MemoryStore:
                 if job.finished_at is not None and (job.has_chunks or not with_chunks)
             ]
             return sorted(finished, key=lambda job: job.finished_at)[:limit]
+
+    def last_finished_at(self) -> str | None:
+        with self._lock:
+            return max((job.finished_at for job in self._jobs.values() if job.finished_at is not None), default=None)
 
     def count_finished(self) -> int:
         with self._lock:

@@ -36,6 +36,7 @@ from pipeline_engine.store.wal import Wal
 CACHE_KIB = 8192  # KiB of page cache for the writer
 READER_CACHE_KIB = 512  # KiB for each reader: followers read a job's events once, in order
 SEQ_BITS = 32
+LOOKUP = 500  # values in one IN (...)
 
 T = TypeVar("T")
 
@@ -160,7 +161,8 @@ class SqliteStore:
             assignments.append("status = ?")
             values.append(change.status)
             if change.status.is_final:
-                assignments.append("finished_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')")
+                assignments.append("finished_at = coalesce(?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))")
+                values.append(change.finished_at)
                 self._numbers.pop(change.job_id, None)
         for column, value in (("job", change.job), ("state", change.state)):
             if value is not None:
@@ -340,13 +342,23 @@ class SqliteStore:
         sql = "SELECT 1 FROM artifacts WHERE job = (SELECT number FROM jobs WHERE id = ?) AND sha256 = ?"
         return bool(self._read(sql, (job_id, sha256)))
 
-    def artifacts_in_use(self) -> set[str]:
-        return {sha256 for (sha256,) in self._read("SELECT DISTINCT sha256 FROM artifacts")}
+    def artifacts_of(self, job_ids: Sequence[JobId]) -> list[str]:
+        numbers = "SELECT number FROM jobs WHERE id IN"
+        return sorted(self._read_some(f"SELECT DISTINCT sha256 FROM artifacts WHERE job IN ({numbers} (%s))", job_ids))
+
+    def artifacts_in_use(self, among: Collection[str] | None = None) -> set[str]:
+        if among is None:
+            return {sha256 for (sha256,) in self._read("SELECT DISTINCT sha256 FROM artifacts")}
+        return self._read_some("SELECT DISTINCT sha256 FROM artifacts WHERE sha256 IN (%s)", list(among))
 
     def finished_jobs(self, *, limit: int, with_chunks: bool = False) -> list[FinishedJob]:
         wanted = "finished_at IS NOT NULL AND has_chunks" if with_chunks else "finished_at IS NOT NULL"
         rows = self._read(f"SELECT id, finished_at FROM jobs WHERE {wanted} ORDER BY finished_at LIMIT ?", (limit,))
         return [FinishedJob(JobId(job_id), finished_at) for job_id, finished_at in rows]
+
+    def last_finished_at(self) -> str | None:
+        newest: str | None = self._read("SELECT max(finished_at) FROM jobs WHERE finished_at IS NOT NULL")[0][0]
+        return newest
 
     def count_finished(self) -> int:
         return int(self._read("SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL")[0][0])
@@ -359,6 +371,14 @@ class SqliteStore:
             reader.close()
         with mapped_errors():
             self._writer.close()
+
+    def _read_some(self, sql: str, wanted: Sequence[str]) -> set[str]:
+        """The texts that the statement finds, with the wanted values for its `%s`."""
+        found: set[str] = set()
+        for start in range(0, len(wanted), LOOKUP):
+            values = tuple(wanted[start : start + LOOKUP])
+            found.update(text for (text,) in self._read(sql % ", ".join("?" * len(values)), values))
+        return found
 
     def _read(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         return self._with_reader(lambda connection: connection.execute(sql, values).fetchall())

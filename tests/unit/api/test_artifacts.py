@@ -18,7 +18,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 100
 async def keep(api: ApiSetting, directory: Path, data: bytes) -> str:
     """The address of an artifact with these bytes that a finished job owns."""
     job = await api.run(MAP, ["x"])
-    sha256 = ArtifactFiles(directory).save(data)
+    sha256 = ArtifactFiles(directory).save(data, job_id=JobId("job_x"))
     await api.setting.writer.execute(JobChange(job_id=JobId(job["id"]), artifacts=[sha256]))
     return f"/v1/jobs/{job['id']}/artifacts/{sha256}"
 

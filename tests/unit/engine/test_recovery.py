@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from pipeline_engine.steps.context import JobState
 from pipeline_engine.steps.handlers import HandlerItem, Handlers
 from pipeline_engine.store.memory import MemoryStore
 from pipeline_engine.store.writer import Write
+
+YEAR_S = 365 * 24 * 3600
 
 
 async def run_until_crash(
@@ -172,6 +175,46 @@ async def test_time_limits_go_on_by_the_time_that_the_job_ran(autojump_clock: Mo
         assert job.error.code == "timeout"
         # What ran after the last step began is known by wall time only, which virtual time does not move.
         assert 2 <= trio.current_time() - began <= 3.1
+
+
+async def test_a_wall_clock_that_is_set_costs_a_job_none_of_its_time(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    registry = ScriptedRegistry({"m": [Script(tokens=["t"] * 1000, delay=1)]})
+    with trio.CancelScope() as crash:
+        async with open_setting(store=store, registry=registry) as setting:
+            job = await setting.submit([llm("a", "m")], timeout_s=100)
+            await trio.sleep(30)
+            for years in (10, -10):  # forward, and then back beyond where it was
+                real, shift = time.time, years * YEAR_S
+                monkeypatch.setattr(time, "time", lambda real=real, shift=shift: real() + shift)
+                monkeypatch.setattr(time, "time_ns", lambda: int(time.time() * 1e9))
+                await trio.sleep(20)
+            crash.cancel()
+            await trio.sleep_forever()
+    async with open_setting(store=store, registry=registry) as setting:
+        began = trio.current_time()
+        done = await finish(setting, job.id)
+        assert done.error is not None
+        assert done.error.code == "timeout"
+        assert 29 <= trio.current_time() - began <= 51  # of 100 seconds it had used 50 at the second leap, or 70
+
+
+async def test_nothing_ends_before_it_began_when_the_wall_clock_is_set_back(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = ScriptedRegistry({"m": [Script(first=10)]})
+    async with open_setting(registry=registry) as setting:
+        job = await setting.submit([llm("a", "m")])
+        await trio.sleep(5)
+        back = time.time() - YEAR_S
+        monkeypatch.setattr(time, "time_ns", lambda: int(back * 1e9))
+        done = await finish(setting, job.id)
+        [step] = done.step_executions or []
+        assert str(step.started_at) <= str(step.finished_at)
+        assert done.created_at <= str(done.started_at) <= str(done.finished_at)
+        assert done.updated_at == done.finished_at
 
 
 async def test_what_must_not_run_twice_fails_the_job_instead(autojump_clock: MockClock) -> None:

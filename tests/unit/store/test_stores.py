@@ -216,3 +216,30 @@ def test_finished_jobs_come_in_the_order_in_which_they_ended(store: Store) -> No
     assert store.count_finished() == 2
     assert len(store.finished_jobs(limit=1)) == 1
     assert store.used_bytes > 0
+
+
+def test_a_job_ends_when_it_says_so_or_else_now(store: Store) -> None:
+    assert store.last_finished_at() is None
+    ends = [("a", "2026-01-02T00:00:00.000Z"), ("b", "2026-01-03T00:00:00.000Z"), ("c", "2026-01-01T00:00:00.000Z")]
+    for name, finished_at in ends:
+        change = JobChange(job_id=JobId(name), status=JobStatus.FAILED, finished_at=finished_at)
+        store.write([new_job(name), change])
+    assert [(job.job_id, job.finished_at) for job in store.finished_jobs(limit=9)] == sorted(
+        ends, key=lambda end: end[1]
+    )
+    assert store.last_finished_at() == "2026-01-03T00:00:00.000Z"
+    store.write([new_job("d"), finish("d", 2)])
+    assert str(store.last_finished_at()) > "2026-01-03T00:00:00.000Z"
+
+
+def test_the_artifacts_of_some_jobs_and_those_that_any_has(store: Store) -> None:
+    owned = {"a": ["1", "2"], "b": ["2", "3"], "c": []}
+    for name, artifacts in owned.items():
+        store.write([new_job(name), JobChange(job_id=JobId(name), artifacts=artifacts)])
+    assert store.artifacts_of([JobId("a"), JobId("c")]) == ["1", "2"]
+    assert store.artifacts_of([JobId("a"), JobId("b"), JobId("nobody")]) == ["1", "2", "3"]
+    assert store.artifacts_of([]) == []
+    assert store.artifacts_in_use(["2", "9"]) == {"2"}
+    assert store.artifacts_in_use([str(number) for number in range(2, 2000)]) == {"2", "3"}
+    assert store.artifacts_in_use([]) == set()
+    assert store.artifacts_in_use() == {"1", "2", "3"}

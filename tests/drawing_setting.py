@@ -1,0 +1,47 @@
+"""A provider for tests that draws: its picture is kept as an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from tests.engine_setting import Json, Script, ScriptedRegistry
+
+from pipeline_engine.models import ProviderKind, ProviderProfile
+from pipeline_engine.providers.base import Chunk, Completion, Operation, ProviderCall
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4096  # more than one record of an archive holds
+
+
+class DrawingRegistry(ScriptedRegistry):
+    """Profile `painter` draws a picture."""
+
+    def __init__(self, scripts: Mapping[str, Sequence[Script]] | None = None) -> None:
+        super().__init__(scripts)
+        self.put(ProviderProfile(id="painter", kind=ProviderKind.IMAGE, base_uri="http://127.0.0.1:9"))
+
+    @asynccontextmanager
+    async def stream(
+        self, call: ProviderCall, *, job_id: str
+    ) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
+        if call.operation is not Operation.IMAGE:
+            async with super().stream(call, job_id=job_id) as batches:
+                yield batches
+            return
+
+        async def draw() -> AsyncIterator[list[Chunk | Completion]]:
+            yield [Completion(finish_reason="stop", images=[PNG])]
+
+        self.calls.append(call)
+        yield draw()
+
+
+def drawing(step_id: str, **step: object) -> Json:
+    return {
+        "id": step_id,
+        "kind": "image",
+        "provider_profile_id": "painter",
+        "output_type": "image",
+        "export": True,
+        **step,
+    }
