@@ -52,13 +52,24 @@ class EventName:
     STREAM_FINISHED = "stream_finished"
 
 
+TERMINAL_EVENTS = {
+    JobStatus.SUCCEEDED: EventName.JOB_COMPLETED,
+    JobStatus.FAILED: EventName.JOB_FAILED,
+    JobStatus.CANCELLED: EventName.JOB_CANCELLED,
+}
+
 Event = tuple[str, Any]  # a name and its data, which to_json takes
 
 
 def encode_event(seq: int, name: str, job_id: JobId, data: object) -> bytes:
-    """The line of an event, as the store and every follower get it."""
-    head = f'{{"seq":{seq},"event":"{name}","job_id":"{job_id}","ts":"{now_rfc3339()}","data":'
-    return b"%b%b}\n" % (head.encode(), to_json(data))
+    """The line of an event that happens now."""
+    return event_line(seq, name, job_id, now_rfc3339(), to_json(data))
+
+
+def event_line(seq: int, name: str, job_id: JobId, ts: str, data: bytes) -> bytes:
+    """The line of an event, as the store and every follower get it; `data` is JSON."""
+    head = f'{{"seq":{seq},"event":"{name}","job_id":"{job_id}","ts":"{ts}","data":'
+    return b"%b%b}\n" % (head.encode(), data)
 
 
 def _wall_offset() -> float:

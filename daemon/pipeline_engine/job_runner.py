@@ -15,7 +15,7 @@ import trio
 
 from pipeline_engine.decoding import from_stored_json
 from pipeline_engine.errors import ErrorCode
-from pipeline_engine.events import Event, EventName, JobLog
+from pipeline_engine.events import TERMINAL_EVENTS, Event, EventName, JobLog
 from pipeline_engine.models import (
     Job,
     JobError,
@@ -39,12 +39,6 @@ from pipeline_engine.store.age_clock import AgeClock
 from pipeline_engine.store.base import ExecutionRecord, JobRecord, Store
 
 log = logging.getLogger(__name__)
-
-_TERMINAL_EVENTS = {
-    JobStatus.SUCCEEDED: EventName.JOB_COMPLETED,
-    JobStatus.FAILED: EventName.JOB_FAILED,
-    JobStatus.CANCELLED: EventName.JOB_CANCELLED,
-}
 
 
 class Stop(enum.Enum):
@@ -239,7 +233,7 @@ class JobRunner:
         events.append((EventName.JOB_STATUS, shown))
         if context is not None:
             shown = msgspec.structs.replace(shown, result=collect_result(context))
-        events.append((_TERMINAL_EVENTS[status], shown))
+        events.append((TERMINAL_EVENTS[status], shown))
         token = {"job_id": job.id, "seq": job.last_seq}
         events.append((EventName.STREAM_FINISHED, {"status": status, "resume_token": token}))
         await live.log.append(

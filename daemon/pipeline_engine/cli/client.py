@@ -48,8 +48,9 @@ def fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def print_json(value: object) -> None:
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+def print_json(value: object, *, err: bool = False) -> None:
+    stream = sys.stderr if err else sys.stdout
+    stream.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

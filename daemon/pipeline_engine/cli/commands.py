@@ -20,6 +20,8 @@ SUBCOMMANDS = {
     "jobs": ("pipeline_engine.cli.jobs", "List, show, cancel, rerun and delete jobs; a live view."),
     "pipelines": ("pipeline_engine.cli.pipelines", "List, show, validate, draw and register pipelines."),
     "providers": ("pipeline_engine.cli.providers", "List, change and test provider profiles."),
+    "export": ("pipeline_engine.cli.export_jobs", "Write finished jobs into a file, as NDJSON; a daemon may run."),
+    "import": ("pipeline_engine.cli.import_jobs", "Bring jobs of such a file into the store that no daemon holds."),
     "config": ("pipeline_engine.cli.config_show", "Show the settings in force, and where each comes from."),
     "init": ("pipeline_engine.cli.init", "Write a first pipeline to start from."),
     "convert": ("pipeline_engine.cli.convert", "Translate the Go templates of version 0.2."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -60,7 +60,8 @@ class IdempotencyRecord:
 class JobChange:
     """All that one append changes: written whole or not at all.
 
-    `finished_at` (RFC 3339, see AgeClock) comes with a final status; without it the time of the write is taken.
+    `finished_at` (RFC 3339, see AgeClock) comes with a final status; without it the time of the write is taken. Only a
+    job that ran elsewhere brings `pruned_seq`.
     """
 
     job_id: JobId
@@ -74,6 +75,7 @@ class JobChange:
     artifacts: Sequence[str] = ()
     idempotency: IdempotencyRecord | None = None
     finished_at: str | None = None
+    pruned_seq: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +164,16 @@ class JobHead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
-    """Which jobs a list holds, newest first: `before` is the number of the last one that was seen."""
+    """Which jobs a list holds, newest first: `before` is the number of the last one that was seen.
+
+    With `after`, the number of the last one that was seen, it holds the later ones, oldest first.
+    """
 
     status: JobStatus | None = None
     pipeline_type: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     before: int | None = None
+    after: int | None = None
     limit: int = 50
 
 
@@ -197,6 +203,10 @@ class Store(Protocol):
     def blocks(self) -> bool: ...
 
     def write(self, operations: Sequence[Operation]) -> None: ...
+
+    def write_lazily(self, operations: Iterable[Operation]) -> None:
+        """Take the operations one by one, and commit them together; if iterating over them raises, none is."""
+        ...
 
     def head(self, job_id: JobId) -> JobHead | None: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline_engine.models import JobId, JobStatus, now_rfc3339
@@ -67,6 +67,9 @@ class MemoryStore:
             for operation in operations:
                 self._apply(operation)
 
+    def write_lazily(self, operations: Iterable[Operation]) -> None:
+        self.write(list(operations))
+
     def _apply(self, operation: Operation) -> None:
         match operation:
             case JobChange():
@@ -103,6 +106,8 @@ class MemoryStore:
             job.status = change.status
             if change.status.is_final:
                 job.finished_at = change.finished_at or now_rfc3339()
+        if change.pruned_seq is not None:
+            job.pruned_seq = change.pruned_seq
         if change.job is not None:
             job.job = change.job
         if change.state is not None:
@@ -160,12 +165,14 @@ class MemoryStore:
 
     def list_jobs(self, wanted: JobFilter) -> list[JobSummary]:
         with self._lock:
+            jobs = self._jobs.values()
             found = [
                 JobSummary(job.number, job.job)
-                for job in reversed(self._jobs.values())
+                for job in (reversed(jobs) if wanted.after is None else jobs)
                 if (wanted.status is None or job.status is wanted.status)
                 and (wanted.pipeline_type is None or job.new.pipeline_type == wanted.pipeline_type)
                 and (wanted.before is None or job.number < wanted.before)
+                and (wanted.after is None or job.number > wanted.after)
                 and wanted.labels.items() <= job.new.labels.items()
             ]
             return found[: wanted.limit]

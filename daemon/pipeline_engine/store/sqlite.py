@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -36,6 +36,7 @@ from pipeline_engine.store.wal import Wal
 CACHE_KIB = 8192  # KiB of page cache for the writer
 READER_CACHE_KIB = 512  # KiB for each reader: followers read a job's events once, in order
 SEQ_BITS = 32
+INSERT_BYTES = 8 * 1024 * 1024  # of events that wait to be inserted together, at most
 LOOKUP = 500  # values in one IN (...)
 
 T = TypeVar("T")
@@ -53,6 +54,21 @@ def open_sqlite_store(path: Path, *, durability: Literal["normal", "full"] = "no
         writer.pragma("cache_size", -CACHE_KIB)
         migrate(writer)
     return SqliteStore(path, writer)
+
+
+def open_sqlite_store_to_read(path: Path) -> SqliteStore:
+    """The store in an existing database file, which another process may be writing; nothing is changed.
+
+    Raises StoreError, also when there is no such file, or when its schema is not the present one.
+    """
+    with mapped_errors():
+        connection = connect(path, flags=apsw.SQLITE_OPEN_READONLY)
+        version = connection.pragma("user_version")
+        if version != SCHEMA_VERSION:
+            connection.close()
+            words = f"it is of schema {version}, not {SCHEMA_VERSION}; a daemon of this version brings it up to date"
+            raise StoreError(f"the database {path} cannot be read: {words}")
+        return SqliteStore(path, connection)
 
 
 class SqliteStore:
@@ -74,11 +90,13 @@ class SqliteStore:
     # writing
 
     def write(self, operations: Sequence[Operation]) -> None:
+        self.write_lazily(operations)
+
+    def write_lazily(self, operations: Iterable[Operation]) -> None:
         with mapped_errors():
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
-                self._apply(operations)
-                if not operations:
+                if not self._apply(operations):
                     self._writer.pragma("user_version", SCHEMA_VERSION)  # an empty transaction would touch no disk
                 self._writer.execute("COMMIT")
             except BaseException:
@@ -90,16 +108,23 @@ class SqliteStore:
         with suppress(apsw.Error):
             self._used_bytes = self._measure()
 
-    def _apply(self, operations: Sequence[Operation]) -> None:
+    def _apply(self, operations: Iterable[Operation]) -> int:
+        """Returns how many operations there were."""
         # Events are the bulk of all writes: one executemany for the whole batch.
         events: list[tuple[int, str, bytes]] = []
+        size = count = 0
         for operation in operations:
+            count += 1
             if isinstance(operation, JobChange):
                 self._apply_change(operation, events)
-            else:
+                size += sum(len(event.line) for event in operation.events)
+            if size > INSERT_BYTES or not isinstance(operation, JobChange):
                 self._insert_events(events)
+                size = 0
+            if not isinstance(operation, JobChange):
                 self._apply_other(operation)
         self._insert_events(events)
+        return count
 
     def _insert_events(self, events: list[tuple[int, str, bytes]]) -> None:
         if events:
@@ -164,7 +189,8 @@ class SqliteStore:
                 assignments.append("finished_at = coalesce(?, strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))")
                 values.append(change.finished_at)
                 self._numbers.pop(change.job_id, None)
-        for column, value in (("job", change.job), ("state", change.state)):
+        columns = (("job", change.job), ("state", change.state), ("pruned_seq", change.pruned_seq))
+        for column, value in columns:
             if value is not None:
                 assignments.append(f"{column} = ?")
                 values.append(value)
@@ -306,11 +332,15 @@ class SqliteStore:
         if wanted.before is not None:
             conditions.append("number < ?")
             values.append(wanted.before)
+        if wanted.after is not None:
+            conditions.append("number > ?")
+            values.append(wanted.after)
         for name, value in wanted.labels.items():
             conditions.append("number IN (SELECT job FROM labels WHERE name = ? AND value = ?)")
             values += [name, value]
+        order = "DESC" if wanted.after is None else "ASC"
         rows = self._read(
-            f"SELECT number, job FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?",
+            f"SELECT number, job FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number {order} LIMIT ?",
             (*values, wanted.limit),
         )
         return [JobSummary(number, job) for number, job in rows]

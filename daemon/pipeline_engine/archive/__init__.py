@@ -1,0 +1,1 @@
+"""Finished jobs in a file: what an export writes and an import reads."""
