@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.page_sessions import PAGES as PAGES_RUN_WHOLE
+from tests.page_sessions import SAVE
 
 from pipeline_engine.definitions import DefinitionChecker, decode_definition
 from pipeline_engine.documents import parse_document
@@ -19,6 +21,8 @@ from pipeline_engine.templates import Templates
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: Those whose files and commands are tried one by one; the others are run from their first line to their last.
+IN_PARTS = [page for page in PAGES if page.name not in PAGES_RUN_WHOLE]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 #: What a path in a page may be relative to, besides the folder of the page.
 BASES = [ROOT, ROOT / "daemon" / "pipeline_engine"]
@@ -38,13 +42,16 @@ def text_of(page: Path) -> str:
 
 
 def paths_named_in(text: str) -> set[str]:
-    """Modules, SQL files, and what is said to be in a folder of the project; and the targets of links."""
+    """Modules, SQL files, and what is said to be in a folder of the project; and the targets of links.
+
+    What a page has its reader save is not of the project.
+    """
     words = set(re.findall(r"[\w./-]+", text))
     modules = {word.rstrip(".") for word in words if re.search(r"\w\.(py|sql)\.?$", word)}
     folders = set(re.findall(r"`([\w-]+(?:/[\w-]+)*/)`", text))
     files = {word.rstrip(".") for word in words if word.startswith(TOP_FOLDERS)}
     links = {link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link}
-    return modules | folders | files | links
+    return (modules | folders | files | links) - set(SAVE.findall(text))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -71,7 +78,7 @@ def test_the_architecture_names_every_package() -> None:
 
 def yaml_blocks() -> list[str]:
     """The blocks that hold a whole definition, and not a part of one."""
-    blocks = [block for page in PAGES for block in re.findall(r"(?ms)^```yaml\n(.*?)^```$", text_of(page))]
+    blocks = [block for page in IN_PARTS for block in re.findall(r"(?ms)^```yaml\n(.*?)^```$", text_of(page))]
     return [block for block in blocks if re.search(r"(?m)^type:", block) and re.search(r"(?m)^steps:", block)]
 
 
@@ -84,7 +91,7 @@ def test_every_whole_definition_passes_the_checker(block: str) -> None:
 def commands() -> list[tuple[str, bool]]:
     """Each `$ [VARIABLE=value] pipeline-engine run …`, and whether it calls a model."""
     pattern = rf"^({re.escape(NEEDS_MODEL)}\n\n)?    \$ ((?:[A-Z_]+=\S+ )*pipeline-engine run .*)$"
-    found = [match for page in PAGES for match in re.findall(pattern, text_of(page), re.MULTILINE)]
+    found = [match for page in IN_PARTS for match in re.findall(pattern, text_of(page), re.MULTILINE)]
     return [(line, bool(marker)) for marker, line in found]
 
 
