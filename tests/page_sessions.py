@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PAGES = ("tutorial.md",)  # of docs/: those that are run so
+PAGES = ("tutorial.md", "http-api.md")  # of docs/: those that are run so
 TIMEOUT = 140.0  # seconds, for a whole page
 MARK = "\x1e"  # stands round the exit code behind the output of each command
 ANYTHING = "…"
@@ -78,7 +78,7 @@ def commands_of(page: str) -> list[Command]:
             found.append(Command(line[6:], number))
         elif line.startswith("    ") and found and found[-1].line:
             last = found[-1]
-            if last.text.endswith("\\"):
+            if not _is_whole(last.text):
                 last.text += f"\n{line[4:]}"
             else:
                 last.shown.append(line[4:])
@@ -96,6 +96,15 @@ def commands_of(page: str) -> list[Command]:
     if exit_code:
         found[-1].exit_code = exit_code
     return found
+
+
+def _is_whole(command: str) -> bool:
+    """Whether nothing of a command must follow on the next line."""
+    try:
+        shlex.split(command)
+    except ValueError:  # a quotation is open
+        return False
+    return not command.endswith("\\")
 
 
 def run_page(page: str, *, home: Path, environment: Mapping[str, str], addresses: Mapping[str, str]) -> Sequence[str]:

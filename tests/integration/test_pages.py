@@ -44,7 +44,11 @@ def test_a_page_shows_what_its_commands_do(tmp_path: Path, model_server: str, na
         "PIPELINE_ENGINE_URL": f"http://{daemon}",
         "OLLAMA_HOST": model_server,
     }
-    addresses = {"127.0.0.1:8085": daemon, "127.0.0.1:8000": model_server, "127.0.0.1:9000": model_server}
+    addresses = {
+        "127.0.0.1:8085": daemon,
+        "127.0.0.1:8000": model_server,
+        "127.0.0.1:9000": model_server.replace("127.0.0.1", "localhost"),
+    }
     problems = run_page(page, home=tmp_path, environment=environment, addresses=addresses)
     assert not problems, "\n\n".join(problems)
 
