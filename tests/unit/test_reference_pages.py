@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 
@@ -13,6 +15,7 @@ from pipeline_engine.api.calls import Route
 from pipeline_engine.api.errors import STATUSES
 from pipeline_engine.api.openapi import describe
 from pipeline_engine.api.routes import ROUTES
+from pipeline_engine.cli.commands import cli
 from pipeline_engine.configured_profiles import FileProfile
 from pipeline_engine.models import (
     Job,
@@ -104,3 +107,35 @@ def test_the_page_of_the_providers_tells_the_numbers_that_are_the_defaults() -> 
 @pytest.mark.parametrize("type_", [ManagedServer, Sandbox], ids=lambda type_: type_.__name__)
 def test_the_page_of_the_providers_names_the_parts_of_settings(type_: type[msgspec.Struct]) -> None:
     assert not names_of(type_) - code_words(text_of("providers.md"))
+
+
+def commands_below(group: click.Group, name: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Each command that is no group, with the words that call it."""
+    context = click.Context(group)
+    for word in group.list_commands(context):
+        command = group.get_command(context, word)
+        assert command is not None
+        full = f"{name} {word}".strip()
+        if isinstance(command, click.Group):
+            yield from commands_below(command, full)
+        else:
+            yield full, command
+
+
+COMMANDS = dict(commands_below(cli))
+
+
+def test_the_page_of_the_command_line_has_no_command_that_is_not_there() -> None:
+    headings = re.findall(r"^##+ ([a-z]+(?: [a-z]+)?)$", text_of("command-line.md"), re.MULTILINE)
+    groups = {name.partition(" ")[0] for name in COMMANDS if " " in name}
+    assert set(headings) - groups == set(COMMANDS)
+    assert len(headings) == len(set(headings))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_section_of_a_command_names_its_options(name: str) -> None:
+    section = re.search(rf"(?ms)^##+ {name}$(.*?)(?=^#|\Z)", text_of("command-line.md"))
+    assert section is not None
+    options = {one for parameter in COMMANDS[name].params for one in parameter.opts if one.startswith("-")}
+    # What all clients of the daemon have stands once, above their sections.
+    assert not options - {"--url", "--json"} - set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", section[1]))
