@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import msgspec
@@ -16,6 +16,7 @@ from pipeline_engine.models import PipelineDef, ProviderKind, ProviderProfile
 from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
 from pipeline_engine.providers.addresses import normalise_base_uri, origin_of
 from pipeline_engine.providers.registry import ProviderRegistry
+from pipeline_engine.redaction import HIDDEN
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.base import Operation, PutDefinition, PutProfile, RemoveDefinition, RemoveProfile
 from pipeline_engine.store.writer import StoreWriter
@@ -94,7 +95,7 @@ class Catalog:
 
     async def put_profile(self, profile: ProviderProfile) -> ProviderProfile:
         """Add or replace a profile; the answer is the profile in force. A profile without a key keeps the one it had,
-        as long as it speaks to the same origin.
+        as long as it speaks to the same origin; so does a header that comes back hidden, as it was shown.
 
         Raises InvalidRequestError, ForbiddenError for tools, which are defined in files only, and ConflictError for a file's profile.
         """
@@ -104,13 +105,14 @@ class Catalog:
         self._check_changeable(profile.id)
         profile = msgspec.structs.replace(profile, base_uri=_checked_uri(profile.base_uri))
         known = self.registry.get(profile.id)
-        if known is not None and origin_of(known.base_uri) == origin_of(profile.base_uri):
-            headers = profile.extra.headers or known.extra.headers
-            profile = msgspec.structs.replace(
-                profile,
-                api_key=profile.api_key or known.api_key,
-                extra=msgspec.structs.replace(profile.extra, headers=headers),
-            )
+        if known is not None and origin_of(known.base_uri) != origin_of(profile.base_uri):
+            known = None  # a secret belongs to the origin that it was given for
+        headers = _headers_in_force(profile.extra.headers, {} if known is None else known.extra.headers)
+        profile = msgspec.structs.replace(
+            profile,
+            api_key=profile.api_key or (None if known is None else known.api_key),
+            extra=msgspec.structs.replace(profile.extra, headers=headers),
+        )
         secrets = _Secrets(api_key=profile.api_key, headers=profile.extra.headers)
         shown = msgspec.structs.replace(profile, api_key=None, extra=msgspec.structs.replace(profile.extra, headers={}))
         operation = PutProfile(profile.id, to_json(shown), to_stored_json(secrets))
@@ -175,6 +177,15 @@ class Catalog:
             if not put_over and self.registry.get(profile.id) != profile:
                 self.registry.put(profile)
         self.pipelines.replace_fixed(pipelines)
+
+
+def _headers_in_force(given: Mapping[str, Secret], known: Mapping[str, Secret]) -> dict[str, Secret]:
+    """What a client gives, or else what was known; a value that comes back hidden is the known one, if there is one."""
+    if not given:
+        return dict(known)
+    hidden = {name for name, value in given.items() if value.reveal() == HIDDEN}
+    shown = {name: value for name, value in given.items() if name not in hidden}
+    return shown | {name: value for name, value in known.items() if name in hidden}
 
 
 def _checked_uri(base_uri: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.api_setting import body_of, open_api
+from tests.api_setting import ApiSetting, body_of, open_api
 from tests.engine_setting import llm
 from trio.testing import MockClock
 
@@ -95,6 +95,23 @@ async def test_a_key_does_not_follow_an_address(autojump_clock: MockClock) -> No
         assert kept.json["api_key_set"] is True
         moved = await api.ask("POST", "/v1/config/providers", {**PROFILE, "base_uri": "http://127.0.0.1:10"})
         assert moved.json["api_key_set"] is False
+
+
+async def test_a_profile_that_comes_back_as_it_was_shown_keeps_its_headers(autojump_clock: MockClock) -> None:
+    def headers_of(api: ApiSetting) -> dict[str, str]:
+        profile = api.api.ready_local.registry.get("mine")
+        assert profile is not None
+        return {name: value.reveal() for name, value in profile.extra.headers.items()}
+
+    async with open_api() as api:
+        extra = {"headers": {"X-Token": "sk-header", "X-Team": "blue"}}
+        await api.ask("POST", "/v1/config/providers", {**PROFILE, "extra": extra})
+        changed = {"headers": {"X-Token": "***", "X-New": "1", "X-Other": "***"}}
+        await api.ask("POST", "/v1/config/providers", {**PROFILE, "extra": changed})
+        assert headers_of(api) == {"X-Token": "sk-header", "X-New": "1"}
+        moved = {**PROFILE, "base_uri": "http://127.0.0.1:10", "extra": {"headers": {"X-Token": "***"}}}
+        await api.ask("POST", "/v1/config/providers", moved)
+        assert headers_of(api) == {}
 
 
 async def test_tools_and_servers_are_defined_in_files_only(autojump_clock: MockClock) -> None:
