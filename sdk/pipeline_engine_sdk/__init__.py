@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ._async_client import AsyncEventStream, AsyncJobs, AsyncPipelineEngineClient
+from ._async_client import AsyncPipelineEngineClient
+from ._async_io import AsyncEventStream, AsyncJobs
 from ._errors import (
     ApiError,
     Conflict,
@@ -46,7 +47,8 @@ from ._models import (
     Validation,
     ValidationProblem,
 )
-from ._sync_client import EventStream, PipelineEngineClient
+from ._sync_client import PipelineEngineClient
+from ._sync_io import EventStream
 from ._timestamps import format_timestamp, parse_timestamp
 
 __all__ = [

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import httpx
 
 from . import _calls
-from ._calls import Call, Object, read_answer
+from ._async_io import AsyncCaller, AsyncEventStream, AsyncJobs
+from ._calls import Object
 from ._client import GIVE_UP_AFTER, MAX_RETRIES, TIMEOUT, ClientCore, JobPages, PartFile
-from ._event_loops import LoopGuard, sleep
-from ._following import BETWEEN_PAGES, Following, Waiting
+from ._event_loops import sleep
+from ._following import BETWEEN_PAGES, Waiting
 from ._models import (
-    Event,
     EventPage,
     Health,
     Job,
@@ -29,10 +28,7 @@ from ._models import (
     StepCheckpoint,
     Validation,
 )
-from ._retries import Attempts, connection_failed
-from ._settings import SILENCE_TIMEOUT, open_async_transport
-
-T = TypeVar("T")
+from ._retries import connection_failed
 
 
 class AsyncPipelineEngineClient:
@@ -67,15 +63,12 @@ class AsyncPipelineEngineClient:
         max_retries: int = MAX_RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._core = ClientCore(base_url, uds=uds, api_key=api_key, max_retries=max_retries)
-        self._timeout_s = timeout_s
-        self._loop = LoopGuard()
-        self._streams: set[AsyncEventStream] = set()
-        transport = transport or open_async_transport(self._core.target)
-        self._http = httpx.AsyncClient(transport=transport, trust_env=False)
+        core = ClientCore(base_url, uds=uds, api_key=api_key, max_retries=max_retries)
+        self._core = core
+        self._caller = AsyncCaller(core, timeout_s=timeout_s, transport=transport)
 
     async def __aenter__(self) -> Self:
-        self._loop.check()
+        self._caller.check_loop()
         return self
 
     async def __aexit__(
@@ -84,13 +77,15 @@ class AsyncPipelineEngineClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close all connections, also those of streams that were not read to their end."""
-        self._loop.check()
-        try:
-            for stream in list(self._streams):
-                await stream.aclose()
-        finally:
-            await self._http.aclose()
+        """Close all connections, also those of streams that were not read to their end.
+
+            client = AsyncPipelineEngineClient()
+            await client.health()
+            await client.aclose()  # `async with` does it for you
+
+        Jobs go on.
+        """
+        await self._caller.aclose()
 
     # --- jobs
 
@@ -99,10 +94,13 @@ class AsyncPipelineEngineClient:
     ) -> Job:
         """The job, queued. Submitting again with the same key gives the same job, for 24 hours.
 
+            job = await client.create_job({"pipeline_type": "notes.v1", "input": {"sources": [{"content": "..."}]}})
+            print(job.id, job.status)
+
         Without a key each call makes one of its own. Raises UnknownPipeline, InvalidRequest, RateLimited, Unavailable,
         StoreFull; Conflict when the key came with another request.
         """
-        return await self._call(_calls.create_job(request, key=idempotency_key), timeout_s=timeout_s)
+        return await self._caller.call(_calls.create_job(request, key=idempotency_key), timeout_s=timeout_s)
 
     async def run_job(
         self,
@@ -114,12 +112,16 @@ class AsyncPipelineEngineClient:
     ) -> Job:
         """The finished job; look at its `status`. It goes on when the caller leaves, and when the daemon restarts.
 
+            job = await client.run_job({"pipeline_type": "notes.v1", "input": {"sources": [{"content": "..."}]}})
+            if job.result is not None and job.status == "succeeded":
+                print([item.text for item in job.result.items])
+
         Waits as long as it takes, unless `timeout_s` bounds it (then ConnectionFailed); broken connections are made
         again until the daemon has been out of reach for `give_up_after_s` seconds.
         """
         call = _calls.create_job(request, key=idempotency_key, mode="sync")
         attempts = self._core.attempts(call, give_up_after_s=give_up_after_s, is_long=timeout_s is None)
-        return await self._perform(call, attempts, timeout_s=timeout_s)
+        return await self._caller.perform(call, attempts, timeout_s=timeout_s)
 
     def stream_job(
         self,
@@ -137,33 +139,47 @@ class AsyncPipelineEngineClient:
         As follow_job; leaving the loop does not cancel the job.
         """
         following = self._core.submitting(request, key=idempotency_key, give_up_after_s=give_up_after_s)
-        return AsyncEventStream(self, following, give_up_after_s)
+        return AsyncEventStream(self._caller, following, give_up_after_s)
 
     def follow_job(
         self, job_id: str, *, after_seq: int = 0, give_up_after_s: float | None = GIVE_UP_AFTER
     ) -> AsyncEventStream:
         """The events of a job with a greater seq than `after_seq`, each once, until stream_finished.
 
+            async for event in client.follow_job(job.id):
+                print(event.seq, event.event)
+
         Heartbeats are not given. When the connection breaks or the daemon restarts, the stream goes on with the next
         event; ConnectionFailed (or Unavailable) is raised when the daemon has been out of reach for `give_up_after_s`
         seconds (None: never). Raises NotFound, and Gone when events after `after_seq` have been pruned.
         """
         following = self._core.following(job_id, after_seq=after_seq, give_up_after_s=give_up_after_s)
-        return AsyncEventStream(self, following, give_up_after_s)
+        return AsyncEventStream(self._caller, following, give_up_after_s)
 
     async def wait_job(
         self, job_id: str, *, timeout_s: float | None = None, give_up_after_s: float | None = GIVE_UP_AFTER
     ) -> Job:
-        """The finished job. Raises DeadlineExceeded after `timeout_s` seconds in all (None: never); the job goes on."""
+        """The finished job.
+
+            job = await client.wait_job(job.id, timeout_s=60)
+
+        Raises DeadlineExceeded after `timeout_s` seconds in all (None: never); the job goes on.
+        """
         waiting = Waiting(job_id, timeout_s=timeout_s)
-        while not waiting.is_over(job := await self._patiently(_calls.get_job(job_id), give_up_after_s)):
-            while not waiting.must_ask(await self._patiently(waiting.next_page(), give_up_after_s)):
+        while not waiting.is_over(job := await self._caller.patiently(_calls.get_job(job_id), give_up_after_s)):
+            while not waiting.must_ask(await self._caller.patiently(waiting.next_page(), give_up_after_s)):
                 await sleep(BETWEEN_PAGES)
         return job
 
     async def get_job(self, job_id: str, *, include_chunks: bool = False, timeout_s: float | None = None) -> Job:
-        """The job with its input, steps and, once it is finished, its result. Raises NotFound."""
-        return await self._call(_calls.get_job(job_id, include_chunks=include_chunks), timeout_s=timeout_s)
+        """The job with its input, its steps and, once it is finished, its result.
+
+            job = await client.get_job(job.id)
+            print(job.status, job.error)
+
+        Raises NotFound.
+        """
+        return await self._caller.call(_calls.get_job(job_id, include_chunks=include_chunks), timeout_s=timeout_s)
 
     async def list_jobs(
         self,
@@ -175,9 +191,15 @@ class AsyncPipelineEngineClient:
         cursor: str | None = None,
         timeout_s: float | None = None,
     ) -> JobPage:
-        """A page of jobs, newest first: at most `limit` (1 to 500, by default 50) after the page with `cursor`."""
+        """A page of jobs, newest first: at most `limit` (1 to 500, by default 50) after the page with `cursor`.
+
+            page = await client.list_jobs(status="failed", limit=10)
+            print([job.id for job in page.jobs], page.next_cursor)
+
+        `next_cursor` is None on the last page.
+        """
         call = _calls.list_jobs(status=status, pipeline_type=pipeline_type, labels=labels, limit=limit, cursor=cursor)
-        return await self._call(call, timeout_s=timeout_s)
+        return await self._caller.call(call, timeout_s=timeout_s)
 
     def iterate_jobs(
         self,
@@ -187,13 +209,24 @@ class AsyncPipelineEngineClient:
         labels: Mapping[str, str] | None = None,
         page_size: int = 100,
     ) -> AsyncJobs:
-        """All jobs that fit, newest first, fetched in pages as they are needed: `async for job in ...`."""
+        """All jobs that fit, newest first.
+
+            async for job in client.iterate_jobs(labels={"team": "search"}):
+                print(job.id, job.status)
+
+        They are fetched in pages, as they are needed.
+        """
         pages = JobPages(status=status, pipeline_type=pipeline_type, labels=labels, page_size=page_size)
-        return AsyncJobs(self, pages)
+        return AsyncJobs(self._caller, pages)
 
     async def cancel_job(self, job_id: str, *, reason: str = "", timeout_s: float | None = None) -> Job:
-        """The job, once it is cancelled; a finished one stays as it is. Raises NotFound."""
-        return await self._call(_calls.cancel_job(job_id, reason=reason), timeout_s=timeout_s)
+        """The job, once it is cancelled.
+
+            job = await client.cancel_job(job.id, reason="the wrong file")
+
+        A finished one stays as it is. Raises NotFound.
+        """
+        return await self._caller.call(_calls.cancel_job(job_id, reason=reason), timeout_s=timeout_s)
 
     async def rerun_job(
         self,
@@ -208,6 +241,9 @@ class AsyncPipelineEngineClient:
     ) -> Job:
         """A new job, queued, that runs the job again; with `reuse_upstream` what has succeeded is taken over.
 
+            again = await client.rerun_job(job.id, from_step_id="summary", reuse_upstream=True)
+            again = await client.wait_job(again.id)
+
         `pipeline` is `latest`, the definition as it is now, or `same`. Raises NotFound, InvalidRequest.
         """
         call = _calls.rerun_job(
@@ -218,39 +254,60 @@ class AsyncPipelineEngineClient:
             pipeline=pipeline,
             key=idempotency_key,
         )
-        return await self._call(call, timeout_s=timeout_s)
+        return await self._caller.call(call, timeout_s=timeout_s)
 
     async def delete_job(self, job_id: str, *, timeout_s: float | None = None) -> None:
-        """Delete a finished job and all that belongs to it. Raises NotFound; Conflict while it runs."""
-        await self._call(_calls.delete_job(job_id), timeout_s=timeout_s)
+        """Delete a finished job and all that belongs to it.
+
+            await client.delete_job(job.id)
+
+        Raises NotFound; Conflict while it runs.
+        """
+        await self._caller.call(_calls.delete_job(job_id), timeout_s=timeout_s)
 
     async def list_checkpoints(self, job_id: str, *, timeout_s: float | None = None) -> list[StepCheckpoint]:
-        """The finished items of a job, also while it runs. Raises NotFound."""
-        return await self._call(_calls.list_checkpoints(job_id), timeout_s=timeout_s)
+        """The finished items of a job, also while it runs.
+
+            for checkpoint in await client.list_checkpoints(job.id):
+                print(checkpoint.step_id, checkpoint.shard_key)
+
+        Raises NotFound.
+        """
+        return await self._caller.call(_calls.list_checkpoints(job_id), timeout_s=timeout_s)
 
     async def list_events(
         self, job_id: str, *, after_seq: int = 0, limit: int | None = None, timeout_s: float | None = None
     ) -> EventPage:
         """The stored events after `after_seq`, `limit` (1 to 1000) at most; follow_job waits for those to come.
 
+            page = await client.list_events(job.id, after_seq=2, limit=100)
+            print([event.event for event in page.events])
+
         Raises NotFound, and Gone when events after `after_seq` have been pruned.
         """
-        return await self._call(_calls.get_events(job_id, after_seq=after_seq, limit=limit), timeout_s=timeout_s)
+        return await self._caller.call(_calls.get_events(job_id, after_seq=after_seq, limit=limit), timeout_s=timeout_s)
 
     async def get_artifact(self, job_id: str, artifact_id: str, *, timeout_s: float | None = None) -> bytes:
-        """The bytes of an artifact: `artifact_id` is `item.data["artifact"]["id"]`. Raises NotFound."""
-        return await self._call(_calls.get_artifact(job_id, artifact_id), timeout_s=timeout_s)
+        """The bytes of an artifact.
+
+            image = await client.get_artifact(job.id, job.result.items[0].data["artifact"]["id"])
+
+        Its id stands in the item that it belongs to. Raises NotFound.
+        """
+        return await self._caller.call(_calls.get_artifact(job_id, artifact_id), timeout_s=timeout_s)
 
     async def save_artifact(
         self, job_id: str, artifact_id: str, path: str | os.PathLike[str], *, timeout_s: float | None = None
     ) -> int:
         """Write an artifact to a file, piece by piece, and give its size in bytes.
 
+            size = await client.save_artifact(job.id, job.result.items[0].data["artifact"]["id"], "picture.png")
+
         The file is there once it is whole. The event loop waits for the writing of each piece. Raises NotFound;
         ConnectionFailed when the connection breaks in the middle; OSError.
         """
         call = _calls.get_artifact(job_id, artifact_id)
-        response = await self._open(call, self._core.attempts(call), timeout_s=self._timeout(timeout_s))
+        response = await self._caller.open(call, self._core.attempts(call), timeout_s=self._caller.timeout(timeout_s))
         try:
             with PartFile(path) as file:
                 async for piece in response.aiter_bytes():
@@ -264,218 +321,113 @@ class AsyncPipelineEngineClient:
     # --- configuration, health
 
     async def health(self, *, timeout_s: float | None = None) -> Health:
-        """That the daemon is alive, and its version."""
-        return await self._call(_calls.health(), timeout_s=timeout_s)
+        """That the daemon is alive, and its version.
+
+            print((await client.health()).version)
+
+        Raises ConnectionFailed when it is not.
+        """
+        return await self._caller.call(_calls.health(), timeout_s=timeout_s)
 
     async def list_pipelines(self, *, timeout_s: float | None = None) -> list[PipelineDef]:
-        """The definitions that jobs can name."""
-        return await self._call(_calls.list_pipelines(), timeout_s=timeout_s)
+        """The definitions that jobs can name.
+
+            print([definition.type for definition in await client.list_pipelines()])
+
+        Those of files, and those that clients have put.
+        """
+        return await self._caller.call(_calls.list_pipelines(), timeout_s=timeout_s)
 
     async def get_pipeline(self, pipeline_type: str, *, timeout_s: float | None = None) -> PipelineDef:
-        """The definition of that type. Raises NotFound."""
-        return await self._call(_calls.get_pipeline(pipeline_type), timeout_s=timeout_s)
+        """The definition of that type.
+
+            definition = await client.get_pipeline("notes.v1")
+            print([step.id for step in definition.steps])
+
+        Raises NotFound.
+        """
+        return await self._caller.call(_calls.get_pipeline(pipeline_type), timeout_s=timeout_s)
 
     async def put_pipeline(self, definition: PipelineDef | Object, *, timeout_s: float | None = None) -> PipelineDef:
-        """Add or replace a definition. Raises InvalidRequest; Conflict when a file of the daemon defines the type."""
-        return await self._call(_calls.put_pipeline(definition), timeout_s=timeout_s)
+        """Add or replace a definition.
+
+            step = {"id": "copy", "kind": "map", "config": {"map": "identity"}, "export": True}
+            await client.put_pipeline({"type": "copy.v1", "version": "1", "steps": [step]})
+
+        Raises InvalidRequest; Conflict when a file of the daemon defines the type.
+        """
+        return await self._caller.call(_calls.put_pipeline(definition), timeout_s=timeout_s)
 
     async def delete_pipeline(self, pipeline_type: str, *, timeout_s: float | None = None) -> None:
-        """Remove a definition that a client has put. Raises NotFound, Conflict."""
-        await self._call(_calls.delete_pipeline(pipeline_type), timeout_s=timeout_s)
+        """Remove a definition that a client has put.
+
+            await client.delete_pipeline("copy.v1")
+
+        Raises NotFound, Conflict.
+        """
+        await self._caller.call(_calls.delete_pipeline(pipeline_type), timeout_s=timeout_s)
 
     async def validate_pipeline(
         self, definition: PipelineDef | Object, *, timeout_s: float | None = None
     ) -> Validation:
-        """What is wrong with a definition, each problem with its path; nothing is stored."""
-        return await self._call(_calls.validate_pipeline(definition), timeout_s=timeout_s)
+        """What is wrong with a definition, each problem with its path.
+
+            validation = await client.validate_pipeline({"type": "copy.v1", "version": "1", "steps": []})
+            print([problem.message for problem in validation.errors])
+
+        Nothing is stored.
+        """
+        return await self._caller.call(_calls.validate_pipeline(definition), timeout_s=timeout_s)
 
     async def list_providers(self, *, timeout_s: float | None = None) -> list[ProviderProfile]:
-        """The provider profiles, without their secrets."""
-        return await self._call(_calls.list_providers(), timeout_s=timeout_s)
+        """The provider profiles.
+
+            print([(profile.id, profile.default_model) for profile in await client.list_providers()])
+
+        Their secrets are left out: keys can be set, never read.
+        """
+        return await self._caller.call(_calls.list_providers(), timeout_s=timeout_s)
 
     async def upsert_provider_profile(
         self, profile: ProviderProfile | Object, *, timeout_s: float | None = None
     ) -> ProviderProfile:
         """Add or replace a profile; without an `api_key` the old key stays, unless `base_uri` moves to another origin.
 
+            await client.upsert_provider_profile(
+                {"id": "mine", "kind": "openai", "base_uri": "http://127.0.0.1:8000/v1", "default_model": "small"}
+            )
+
         Raises InvalidRequest; Forbidden for local tools, which only configuration files define; Conflict.
         """
-        return await self._call(_calls.upsert_provider_profile(profile), timeout_s=timeout_s)
+        return await self._caller.call(_calls.upsert_provider_profile(profile), timeout_s=timeout_s)
 
     async def delete_provider_profile(self, profile_id: str, *, timeout_s: float | None = None) -> None:
-        """Remove a profile that a client has put. Raises NotFound, Conflict."""
-        await self._call(_calls.delete_provider_profile(profile_id), timeout_s=timeout_s)
+        """Remove a profile that a client has put.
+
+            await client.delete_provider_profile("mine")
+
+        Raises NotFound, Conflict.
+        """
+        await self._caller.call(_calls.delete_provider_profile(profile_id), timeout_s=timeout_s)
 
     async def update_engine_config(
         self, *, log_level: str | None = None, timeout_s: float | None = None
     ) -> dict[str, Any]:
-        """Change the daemon's log level, if one is given; the answer is the settings in force, by dotted keys."""
-        return await self._call(_calls.update_engine_config(log_level=log_level), timeout_s=timeout_s)
+        """The settings in force, by dotted keys.
+
+            settings = await client.update_engine_config(log_level="debug")
+            print(settings["log_level"])
+
+        With `log_level` (debug, info, warning or error) the daemon's log level is changed first.
+        """
+        return await self._caller.call(_calls.update_engine_config(log_level=log_level), timeout_s=timeout_s)
 
     async def get_metrics(self, *, timeout_s: float | None = None) -> Metrics:
-        """What the daemon counted since its start, by kind of provider."""
-        return await self._call(_calls.get_metrics(), timeout_s=timeout_s)
+        """What the daemon counted since its start, by kind of provider.
 
-    # --- I/O
+            metrics = await client.get_metrics()
+            print(metrics.provider_call_count)
 
-    async def _call(self, call: Call[T], *, timeout_s: float | None) -> T:
-        return await self._perform(call, self._core.attempts(call), timeout_s=self._timeout(timeout_s))
-
-    async def _patiently(self, call: Call[T], give_up_after_s: float | None) -> T:
-        attempts = self._core.attempts(call, give_up_after_s=give_up_after_s, is_long=True)
-        return await self._perform(call, attempts, timeout_s=SILENCE_TIMEOUT)
-
-    async def _perform(self, call: Call[T], attempts: Attempts, *, timeout_s: float | None) -> T:
-        while True:
-            response = await self._open(call, attempts, timeout_s=timeout_s)
-            try:
-                content = await response.aread()
-            except httpx.HTTPError as exc:
-                pause = attempts.after_failure(exc)
-            else:
-                return read_answer(call, content)
-            finally:
-                # httpcore shields this from cancellation, and it waits for nobody: it closes a socket.
-                await response.aclose()
-            await sleep(pause)
-
-    async def _open(self, call: Call[Any], attempts: Attempts, *, timeout_s: float | None) -> httpx.Response:
-        """The successful answer to a call, its body not yet read."""
-        self._loop.check()
-        while True:
-            attempts.begin()
-            try:
-                response = await self._http.send(self._core.request(call, timeout_s=timeout_s), stream=True)
-                if response.is_success:
-                    return response
-                try:
-                    content = await response.aread()
-                finally:
-                    await response.aclose()
-            except httpx.HTTPError as exc:
-                pause = attempts.after_failure(exc)
-            else:
-                pause = attempts.after_answer(response.status_code, response.headers, content)
-            await sleep(pause)
-
-    def _timeout(self, timeout_s: float | None) -> float | None:
-        return self._timeout_s if timeout_s is None else timeout_s
-
-
-class AsyncEventStream:
-    """The events of a job, as an async iterator.
-
-    Its connection is closed at the end, by `aclose` or `async with`, and at the latest with the client: leaving an
-    `async for` early needs no care.
-    """
-
-    def __init__(self, client: AsyncPipelineEngineClient, following: Following, give_up_after_s: float | None) -> None:
-        self._client = client
-        self._following = following
-        self._give_up_after_s = give_up_after_s
-        self._events: list[Event] = []  # that have come and wait to be given, the next one last
-        self._connection: tuple[httpx.Response, AsyncIterator[bytes]] | None = None
-        self._is_closed = False
-
-    @property
-    def job_id(self) -> str | None:
-        """The job that is followed; None until a submitted one is known."""
-        return self._following.job_id
-
-    def __aiter__(self) -> AsyncEventStream:
-        return self
-
-    async def __anext__(self) -> Event:
-        self._client._loop.check()  # noqa: SLF001 - the stream is a part of its client
-        try:
-            while not self._events and not self._is_closed and not self._following.finished:
-                await self._read_more()
-        except BaseException:
-            await self.aclose()
-            raise
-        if not self._events:
-            await self.aclose()
-            raise StopAsyncIteration
-        return self._events.pop()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Close the connection. The job goes on."""
-        self._is_closed = True
-        await self._disconnect()
-
-    async def _read_more(self) -> None:
-        """Wait for the next piece of the stream, or for what takes the place of a broken one."""
-        pause = 0.0
-        try:
-            if self._connection is None:
-                pause = await self._connect()
-            elif (piece := await anext(self._connection[1], None)) is not None:
-                self._events = self._following.feed(piece)[::-1]
-            else:
-                await self._disconnect()
-                pause = await self._ended()
-        except httpx.HTTPError as exc:
-            await self._disconnect()
-            pause = self._following.broke(exc)
-        if pause:
-            await sleep(pause)
-
-    async def _connect(self) -> float:
-        call = self._following.next_call()
-        client = self._client
-        response = await client._http.send(client._core.stream_request(call), stream=True)  # noqa: SLF001
-        if response.is_success:
-            self._connection = response, response.aiter_bytes()
-            client._streams.add(self)  # noqa: SLF001
-            self._following.opened()
-            return 0.0
-        try:
-            content = await response.aread()
-        finally:
-            await response.aclose()
-        return self._following.refused(call, response.status_code, response.headers, content)
-
-    async def _ended(self) -> float:
-        job = None
-        if self._following.asks_for_job() and self.job_id is not None:
-            job = await self._client._patiently(_calls.get_job(self.job_id), self._give_up_after_s)  # noqa: SLF001
-        return self._following.ended(job)
-
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        self._client._streams.discard(self)  # noqa: SLF001
-        if connection is not None:
-            response, pieces = connection
-            await response.aclose()
-            # The generators of httpx and httpcore lie in each other, and closing the outer one leaves the rest to the
-            # garbage collector, of which trio warns. Reading on from the closed connection ends them all at once.
-            with suppress(httpx.HTTPError, httpx.StreamError):
-                async for _ in pieces:
-                    pass
-
-
-class AsyncJobs:
-    """Jobs of a list, as an async iterator."""
-
-    def __init__(self, client: AsyncPipelineEngineClient, pages: JobPages) -> None:
-        self._client = client
-        self._pages = pages
-
-    def __aiter__(self) -> AsyncJobs:
-        return self
-
-    async def __anext__(self) -> Job:
-        while (call := self._pages.next_call()) is not None:
-            self._pages.take(await self._client._call(call, timeout_s=None))  # noqa: SLF001 - a part of its client
-        job = self._pages.pop()
-        if job is None:
-            raise StopAsyncIteration
-        return job
+        Latencies are in milliseconds, added up.
+        """
+        return await self._caller.call(_calls.get_metrics(), timeout_s=timeout_s)

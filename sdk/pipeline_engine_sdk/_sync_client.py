@@ -6,16 +6,15 @@ import os
 from collections.abc import Iterator, Mapping
 from time import sleep
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import httpx
 
 from . import _calls
-from ._calls import Call, Object, read_answer
+from ._calls import Object
 from ._client import GIVE_UP_AFTER, MAX_RETRIES, TIMEOUT, ClientCore, JobPages, PartFile
-from ._following import BETWEEN_PAGES, Following, Waiting
+from ._following import BETWEEN_PAGES, Waiting
 from ._models import (
-    Event,
     EventPage,
     Health,
     Job,
@@ -28,10 +27,8 @@ from ._models import (
     StepCheckpoint,
     Validation,
 )
-from ._retries import Attempts, connection_failed
-from ._settings import SILENCE_TIMEOUT, open_transport
-
-T = TypeVar("T")
+from ._retries import connection_failed
+from ._sync_io import Caller, EventStream
 
 
 class PipelineEngineClient:
@@ -66,11 +63,9 @@ class PipelineEngineClient:
         max_retries: int = MAX_RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._core = ClientCore(base_url, uds=uds, api_key=api_key, max_retries=max_retries)
-        self._timeout_s = timeout_s
-        self._streams: set[EventStream] = set()
-        transport = transport or open_transport(self._core.target)
-        self._http = httpx.Client(transport=transport, trust_env=False)
+        core = ClientCore(base_url, uds=uds, api_key=api_key, max_retries=max_retries)
+        self._core = core
+        self._caller = Caller(core, timeout_s=timeout_s, transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -81,12 +76,15 @@ class PipelineEngineClient:
         self.close()
 
     def close(self) -> None:
-        """Close all connections, also those of streams that were not read to their end."""
-        try:
-            for stream in list(self._streams):
-                stream.close()
-        finally:
-            self._http.close()
+        """Close all connections, also those of streams that were not read to their end.
+
+            client = PipelineEngineClient()
+            client.health()
+            client.close()  # `with` does it for you
+
+        Jobs go on.
+        """
+        self._caller.close()
 
     # --- jobs
 
@@ -95,10 +93,13 @@ class PipelineEngineClient:
     ) -> Job:
         """The job, queued. Submitting again with the same key gives the same job, for 24 hours.
 
+            job = client.create_job({"pipeline_type": "notes.v1", "input": {"sources": [{"content": "..."}]}})
+            print(job.id, job.status)
+
         Without a key each call makes one of its own. Raises UnknownPipeline, InvalidRequest, RateLimited, Unavailable,
         StoreFull; Conflict when the key came with another request.
         """
-        return self._call(_calls.create_job(request, key=idempotency_key), timeout_s=timeout_s)
+        return self._caller.call(_calls.create_job(request, key=idempotency_key), timeout_s=timeout_s)
 
     def run_job(
         self,
@@ -110,12 +111,16 @@ class PipelineEngineClient:
     ) -> Job:
         """The finished job; look at its `status`. It goes on when the caller leaves, and when the daemon restarts.
 
+            job = client.run_job({"pipeline_type": "notes.v1", "input": {"sources": [{"content": "..."}]}})
+            if job.result is not None and job.status == "succeeded":
+                print([item.text for item in job.result.items])
+
         Waits as long as it takes, unless `timeout_s` bounds it (then ConnectionFailed); broken connections are made
         again until the daemon has been out of reach for `give_up_after_s` seconds.
         """
         call = _calls.create_job(request, key=idempotency_key, mode="sync")
         attempts = self._core.attempts(call, give_up_after_s=give_up_after_s, is_long=timeout_s is None)
-        return self._perform(call, attempts, timeout_s=timeout_s)
+        return self._caller.perform(call, attempts, timeout_s=timeout_s)
 
     def stream_job(
         self,
@@ -133,33 +138,47 @@ class PipelineEngineClient:
         As follow_job; leaving the loop does not cancel the job.
         """
         following = self._core.submitting(request, key=idempotency_key, give_up_after_s=give_up_after_s)
-        return EventStream(self, following, give_up_after_s)
+        return EventStream(self._caller, following, give_up_after_s)
 
     def follow_job(
         self, job_id: str, *, after_seq: int = 0, give_up_after_s: float | None = GIVE_UP_AFTER
     ) -> EventStream:
         """The events of a job with a greater seq than `after_seq`, each once, until stream_finished.
 
+            for event in client.follow_job(job.id):
+                print(event.seq, event.event)
+
         Heartbeats are not given. When the connection breaks or the daemon restarts, the stream goes on with the next
         event; ConnectionFailed (or Unavailable) is raised when the daemon has been out of reach for `give_up_after_s`
         seconds (None: never). Raises NotFound, and Gone when events after `after_seq` have been pruned.
         """
         following = self._core.following(job_id, after_seq=after_seq, give_up_after_s=give_up_after_s)
-        return EventStream(self, following, give_up_after_s)
+        return EventStream(self._caller, following, give_up_after_s)
 
     def wait_job(
         self, job_id: str, *, timeout_s: float | None = None, give_up_after_s: float | None = GIVE_UP_AFTER
     ) -> Job:
-        """The finished job. Raises DeadlineExceeded after `timeout_s` seconds in all (None: never); the job goes on."""
+        """The finished job.
+
+            job = client.wait_job(job.id, timeout_s=60)
+
+        Raises DeadlineExceeded after `timeout_s` seconds in all (None: never); the job goes on.
+        """
         waiting = Waiting(job_id, timeout_s=timeout_s)
-        while not waiting.is_over(job := self._patiently(_calls.get_job(job_id), give_up_after_s)):
-            while not waiting.must_ask(self._patiently(waiting.next_page(), give_up_after_s)):
+        while not waiting.is_over(job := self._caller.patiently(_calls.get_job(job_id), give_up_after_s)):
+            while not waiting.must_ask(self._caller.patiently(waiting.next_page(), give_up_after_s)):
                 sleep(BETWEEN_PAGES)
         return job
 
     def get_job(self, job_id: str, *, include_chunks: bool = False, timeout_s: float | None = None) -> Job:
-        """The job with its input, steps and, once it is finished, its result. Raises NotFound."""
-        return self._call(_calls.get_job(job_id, include_chunks=include_chunks), timeout_s=timeout_s)
+        """The job with its input, its steps and, once it is finished, its result.
+
+            job = client.get_job(job.id)
+            print(job.status, job.error)
+
+        Raises NotFound.
+        """
+        return self._caller.call(_calls.get_job(job_id, include_chunks=include_chunks), timeout_s=timeout_s)
 
     def list_jobs(
         self,
@@ -171,9 +190,15 @@ class PipelineEngineClient:
         cursor: str | None = None,
         timeout_s: float | None = None,
     ) -> JobPage:
-        """A page of jobs, newest first: at most `limit` (1 to 500, by default 50) after the page with `cursor`."""
+        """A page of jobs, newest first: at most `limit` (1 to 500, by default 50) after the page with `cursor`.
+
+            page = client.list_jobs(status="failed", limit=10)
+            print([job.id for job in page.jobs], page.next_cursor)
+
+        `next_cursor` is None on the last page.
+        """
         call = _calls.list_jobs(status=status, pipeline_type=pipeline_type, labels=labels, limit=limit, cursor=cursor)
-        return self._call(call, timeout_s=timeout_s)
+        return self._caller.call(call, timeout_s=timeout_s)
 
     def iterate_jobs(
         self,
@@ -183,19 +208,30 @@ class PipelineEngineClient:
         labels: Mapping[str, str] | None = None,
         page_size: int = 100,
     ) -> Iterator[Job]:
-        """All jobs that fit, newest first, fetched in pages as they are needed: `for job in ...`."""
+        """All jobs that fit, newest first.
+
+            for job in client.iterate_jobs(labels={"team": "search"}):
+                print(job.id, job.status)
+
+        They are fetched in pages, as they are needed.
+        """
         pages = JobPages(status=status, pipeline_type=pipeline_type, labels=labels, page_size=page_size)
         while True:
             while (call := pages.next_call()) is not None:
-                pages.take(self._call(call, timeout_s=None))
+                pages.take(self._caller.call(call, timeout_s=None))
             job = pages.pop()
             if job is None:
                 return
             yield job
 
     def cancel_job(self, job_id: str, *, reason: str = "", timeout_s: float | None = None) -> Job:
-        """The job, once it is cancelled; a finished one stays as it is. Raises NotFound."""
-        return self._call(_calls.cancel_job(job_id, reason=reason), timeout_s=timeout_s)
+        """The job, once it is cancelled.
+
+            job = client.cancel_job(job.id, reason="the wrong file")
+
+        A finished one stays as it is. Raises NotFound.
+        """
+        return self._caller.call(_calls.cancel_job(job_id, reason=reason), timeout_s=timeout_s)
 
     def rerun_job(
         self,
@@ -210,6 +246,9 @@ class PipelineEngineClient:
     ) -> Job:
         """A new job, queued, that runs the job again; with `reuse_upstream` what has succeeded is taken over.
 
+            again = client.rerun_job(job.id, from_step_id="summary", reuse_upstream=True)
+            again = client.wait_job(again.id)
+
         `pipeline` is `latest`, the definition as it is now, or `same`. Raises NotFound, InvalidRequest.
         """
         call = _calls.rerun_job(
@@ -220,39 +259,60 @@ class PipelineEngineClient:
             pipeline=pipeline,
             key=idempotency_key,
         )
-        return self._call(call, timeout_s=timeout_s)
+        return self._caller.call(call, timeout_s=timeout_s)
 
     def delete_job(self, job_id: str, *, timeout_s: float | None = None) -> None:
-        """Delete a finished job and all that belongs to it. Raises NotFound; Conflict while it runs."""
-        self._call(_calls.delete_job(job_id), timeout_s=timeout_s)
+        """Delete a finished job and all that belongs to it.
+
+            client.delete_job(job.id)
+
+        Raises NotFound; Conflict while it runs.
+        """
+        self._caller.call(_calls.delete_job(job_id), timeout_s=timeout_s)
 
     def list_checkpoints(self, job_id: str, *, timeout_s: float | None = None) -> list[StepCheckpoint]:
-        """The finished items of a job, also while it runs. Raises NotFound."""
-        return self._call(_calls.list_checkpoints(job_id), timeout_s=timeout_s)
+        """The finished items of a job, also while it runs.
+
+            for checkpoint in client.list_checkpoints(job.id):
+                print(checkpoint.step_id, checkpoint.shard_key)
+
+        Raises NotFound.
+        """
+        return self._caller.call(_calls.list_checkpoints(job_id), timeout_s=timeout_s)
 
     def list_events(
         self, job_id: str, *, after_seq: int = 0, limit: int | None = None, timeout_s: float | None = None
     ) -> EventPage:
         """The stored events after `after_seq`, `limit` (1 to 1000) at most; follow_job waits for those to come.
 
+            page = client.list_events(job.id, after_seq=2, limit=100)
+            print([event.event for event in page.events])
+
         Raises NotFound, and Gone when events after `after_seq` have been pruned.
         """
-        return self._call(_calls.get_events(job_id, after_seq=after_seq, limit=limit), timeout_s=timeout_s)
+        return self._caller.call(_calls.get_events(job_id, after_seq=after_seq, limit=limit), timeout_s=timeout_s)
 
     def get_artifact(self, job_id: str, artifact_id: str, *, timeout_s: float | None = None) -> bytes:
-        """The bytes of an artifact: `artifact_id` is `item.data["artifact"]["id"]`. Raises NotFound."""
-        return self._call(_calls.get_artifact(job_id, artifact_id), timeout_s=timeout_s)
+        """The bytes of an artifact.
+
+            image = client.get_artifact(job.id, job.result.items[0].data["artifact"]["id"])
+
+        Its id stands in the item that it belongs to. Raises NotFound.
+        """
+        return self._caller.call(_calls.get_artifact(job_id, artifact_id), timeout_s=timeout_s)
 
     def save_artifact(
         self, job_id: str, artifact_id: str, path: str | os.PathLike[str], *, timeout_s: float | None = None
     ) -> int:
         """Write an artifact to a file, piece by piece, and give its size in bytes.
 
+            size = client.save_artifact(job.id, job.result.items[0].data["artifact"]["id"], "picture.png")
+
         The file is there once it is whole. Raises NotFound;
         ConnectionFailed when the connection breaks in the middle; OSError.
         """
         call = _calls.get_artifact(job_id, artifact_id)
-        response = self._open(call, self._core.attempts(call), timeout_s=self._timeout(timeout_s))
+        response = self._caller.open(call, self._core.attempts(call), timeout_s=self._caller.timeout(timeout_s))
         try:
             with PartFile(path) as file:
                 for piece in response.iter_bytes():
@@ -266,186 +326,109 @@ class PipelineEngineClient:
     # --- configuration, health
 
     def health(self, *, timeout_s: float | None = None) -> Health:
-        """That the daemon is alive, and its version."""
-        return self._call(_calls.health(), timeout_s=timeout_s)
+        """That the daemon is alive, and its version.
+
+            print(client.health().version)
+
+        Raises ConnectionFailed when it is not.
+        """
+        return self._caller.call(_calls.health(), timeout_s=timeout_s)
 
     def list_pipelines(self, *, timeout_s: float | None = None) -> list[PipelineDef]:
-        """The definitions that jobs can name."""
-        return self._call(_calls.list_pipelines(), timeout_s=timeout_s)
+        """The definitions that jobs can name.
+
+            print([definition.type for definition in client.list_pipelines()])
+
+        Those of files, and those that clients have put.
+        """
+        return self._caller.call(_calls.list_pipelines(), timeout_s=timeout_s)
 
     def get_pipeline(self, pipeline_type: str, *, timeout_s: float | None = None) -> PipelineDef:
-        """The definition of that type. Raises NotFound."""
-        return self._call(_calls.get_pipeline(pipeline_type), timeout_s=timeout_s)
+        """The definition of that type.
+
+            definition = client.get_pipeline("notes.v1")
+            print([step.id for step in definition.steps])
+
+        Raises NotFound.
+        """
+        return self._caller.call(_calls.get_pipeline(pipeline_type), timeout_s=timeout_s)
 
     def put_pipeline(self, definition: PipelineDef | Object, *, timeout_s: float | None = None) -> PipelineDef:
-        """Add or replace a definition. Raises InvalidRequest; Conflict when a file of the daemon defines the type."""
-        return self._call(_calls.put_pipeline(definition), timeout_s=timeout_s)
+        """Add or replace a definition.
+
+            step = {"id": "copy", "kind": "map", "config": {"map": "identity"}, "export": True}
+            client.put_pipeline({"type": "copy.v1", "version": "1", "steps": [step]})
+
+        Raises InvalidRequest; Conflict when a file of the daemon defines the type.
+        """
+        return self._caller.call(_calls.put_pipeline(definition), timeout_s=timeout_s)
 
     def delete_pipeline(self, pipeline_type: str, *, timeout_s: float | None = None) -> None:
-        """Remove a definition that a client has put. Raises NotFound, Conflict."""
-        self._call(_calls.delete_pipeline(pipeline_type), timeout_s=timeout_s)
+        """Remove a definition that a client has put.
+
+            client.delete_pipeline("copy.v1")
+
+        Raises NotFound, Conflict.
+        """
+        self._caller.call(_calls.delete_pipeline(pipeline_type), timeout_s=timeout_s)
 
     def validate_pipeline(self, definition: PipelineDef | Object, *, timeout_s: float | None = None) -> Validation:
-        """What is wrong with a definition, each problem with its path; nothing is stored."""
-        return self._call(_calls.validate_pipeline(definition), timeout_s=timeout_s)
+        """What is wrong with a definition, each problem with its path.
+
+            validation = client.validate_pipeline({"type": "copy.v1", "version": "1", "steps": []})
+            print([problem.message for problem in validation.errors])
+
+        Nothing is stored.
+        """
+        return self._caller.call(_calls.validate_pipeline(definition), timeout_s=timeout_s)
 
     def list_providers(self, *, timeout_s: float | None = None) -> list[ProviderProfile]:
-        """The provider profiles, without their secrets."""
-        return self._call(_calls.list_providers(), timeout_s=timeout_s)
+        """The provider profiles.
+
+            print([(profile.id, profile.default_model) for profile in client.list_providers()])
+
+        Their secrets are left out: keys can be set, never read.
+        """
+        return self._caller.call(_calls.list_providers(), timeout_s=timeout_s)
 
     def upsert_provider_profile(
         self, profile: ProviderProfile | Object, *, timeout_s: float | None = None
     ) -> ProviderProfile:
         """Add or replace a profile; without an `api_key` the old key stays, unless `base_uri` moves to another origin.
 
+            client.upsert_provider_profile(
+                {"id": "mine", "kind": "openai", "base_uri": "http://127.0.0.1:8000/v1", "default_model": "small"}
+            )
+
         Raises InvalidRequest; Forbidden for local tools, which only configuration files define; Conflict.
         """
-        return self._call(_calls.upsert_provider_profile(profile), timeout_s=timeout_s)
+        return self._caller.call(_calls.upsert_provider_profile(profile), timeout_s=timeout_s)
 
     def delete_provider_profile(self, profile_id: str, *, timeout_s: float | None = None) -> None:
-        """Remove a profile that a client has put. Raises NotFound, Conflict."""
-        self._call(_calls.delete_provider_profile(profile_id), timeout_s=timeout_s)
+        """Remove a profile that a client has put.
+
+            client.delete_provider_profile("mine")
+
+        Raises NotFound, Conflict.
+        """
+        self._caller.call(_calls.delete_provider_profile(profile_id), timeout_s=timeout_s)
 
     def update_engine_config(self, *, log_level: str | None = None, timeout_s: float | None = None) -> dict[str, Any]:
-        """Change the daemon's log level, if one is given; the answer is the settings in force, by dotted keys."""
-        return self._call(_calls.update_engine_config(log_level=log_level), timeout_s=timeout_s)
+        """The settings in force, by dotted keys.
+
+            settings = client.update_engine_config(log_level="debug")
+            print(settings["log_level"])
+
+        With `log_level` (debug, info, warning or error) the daemon's log level is changed first.
+        """
+        return self._caller.call(_calls.update_engine_config(log_level=log_level), timeout_s=timeout_s)
 
     def get_metrics(self, *, timeout_s: float | None = None) -> Metrics:
-        """What the daemon counted since its start, by kind of provider."""
-        return self._call(_calls.get_metrics(), timeout_s=timeout_s)
+        """What the daemon counted since its start, by kind of provider.
 
-    # --- I/O
+            metrics = client.get_metrics()
+            print(metrics.provider_call_count)
 
-    def _call(self, call: Call[T], *, timeout_s: float | None) -> T:
-        return self._perform(call, self._core.attempts(call), timeout_s=self._timeout(timeout_s))
-
-    def _patiently(self, call: Call[T], give_up_after_s: float | None) -> T:
-        attempts = self._core.attempts(call, give_up_after_s=give_up_after_s, is_long=True)
-        return self._perform(call, attempts, timeout_s=SILENCE_TIMEOUT)
-
-    def _perform(self, call: Call[T], attempts: Attempts, *, timeout_s: float | None) -> T:
-        while True:
-            response = self._open(call, attempts, timeout_s=timeout_s)
-            try:
-                content = response.read()
-            except httpx.HTTPError as exc:
-                pause = attempts.after_failure(exc)
-            else:
-                return read_answer(call, content)
-            finally:
-                response.close()
-            sleep(pause)
-
-    def _open(self, call: Call[Any], attempts: Attempts, *, timeout_s: float | None) -> httpx.Response:
-        """The successful answer to a call, its body not yet read."""
-        while True:
-            attempts.begin()
-            try:
-                response = self._http.send(self._core.request(call, timeout_s=timeout_s), stream=True)
-                if response.is_success:
-                    return response
-                try:
-                    content = response.read()
-                finally:
-                    response.close()
-            except httpx.HTTPError as exc:
-                pause = attempts.after_failure(exc)
-            else:
-                pause = attempts.after_answer(response.status_code, response.headers, content)
-            sleep(pause)
-
-    def _timeout(self, timeout_s: float | None) -> float | None:
-        return self._timeout_s if timeout_s is None else timeout_s
-
-
-class EventStream:
-    """The events of a job, as an iterator.
-
-    Its connection is closed at the end, by `close` or `async with`, and at the latest with the client: leaving an
-    `async for` early needs no care.
-    """
-
-    def __init__(self, client: PipelineEngineClient, following: Following, give_up_after_s: float | None) -> None:
-        self._client = client
-        self._following = following
-        self._give_up_after_s = give_up_after_s
-        self._events: list[Event] = []  # that have come and wait to be given, the next one last
-        self._connection: tuple[httpx.Response, Iterator[bytes]] | None = None
-        self._is_closed = False
-
-    @property
-    def job_id(self) -> str | None:
-        """The job that is followed; None until a submitted one is known."""
-        return self._following.job_id
-
-    def __iter__(self) -> EventStream:
-        return self
-
-    def __next__(self) -> Event:
-        try:
-            while not self._events and not self._is_closed and not self._following.finished:
-                self._read_more()
-        except BaseException:
-            self.close()
-            raise
-        if not self._events:
-            self.close()
-            raise StopIteration
-        return self._events.pop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection. The job goes on."""
-        self._is_closed = True
-        self._disconnect()
-
-    def _read_more(self) -> None:
-        """Wait for the next piece of the stream, or for what takes the place of a broken one."""
-        pause = 0.0
-        try:
-            if self._connection is None:
-                pause = self._connect()
-            elif (piece := next(self._connection[1], None)) is not None:
-                self._events = self._following.feed(piece)[::-1]
-            else:
-                self._disconnect()
-                pause = self._ended()
-        except httpx.HTTPError as exc:
-            self._disconnect()
-            pause = self._following.broke(exc)
-        if pause:
-            sleep(pause)
-
-    def _connect(self) -> float:
-        call = self._following.next_call()
-        client = self._client
-        response = client._http.send(client._core.stream_request(call), stream=True)  # noqa: SLF001
-        if response.is_success:
-            self._connection = response, response.iter_bytes()
-            client._streams.add(self)  # noqa: SLF001
-            self._following.opened()
-            return 0.0
-        try:
-            content = response.read()
-        finally:
-            response.close()
-        return self._following.refused(call, response.status_code, response.headers, content)
-
-    def _ended(self) -> float:
-        job = None
-        if self._following.asks_for_job() and self.job_id is not None:
-            job = self._client._patiently(_calls.get_job(self.job_id), self._give_up_after_s)  # noqa: SLF001
-        return self._following.ended(job)
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        self._client._streams.discard(self)  # noqa: SLF001
-        if connection is not None:
-            connection[0].close()
+        Latencies are in milliseconds, added up.
+        """
+        return self._caller.call(_calls.get_metrics(), timeout_s=timeout_s)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from tests.daemon_process import DaemonProcess
+from tests.image_server import PNG, open_image_server
 
 from pipeline_engine_sdk import (
     AsyncPipelineEngineClient,
@@ -28,7 +26,6 @@ from pipeline_engine_sdk import (
 )
 
 WORDS = {"pipeline_type": "words.v1", "input": {"sources": [{"content": "a"}, {"content": "b\u2028c"}]}}
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(1000)
 MAP = {"id": "m", "kind": "map", "config": {"map": "identity"}}
 
 
@@ -143,30 +140,10 @@ def test_a_job_that_takes_too_long_is_left_alone(client: PipelineEngineClient) -
     client.cancel_job(job.id)
 
 
-class ImageServer(BaseHTTPRequestHandler):
-    """Answers every request with the same image."""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        body = json.dumps({"data": [{"b64_json": base64.b64encode(PNG).decode()}]}).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the base class
-        pass
-
-
 @pytest.fixture
 def image_server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), ImageServer) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    with open_image_server() as url:
+        yield url
 
 
 def test_artifacts_are_the_bytes(client: PipelineEngineClient, image_server: str, tmp_path: Path) -> None:
