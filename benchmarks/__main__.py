@@ -28,6 +28,7 @@ from benchmarks.measures import (
     throughputs,
 )
 from benchmarks.processes import ROOT, Daemon, free_port, run_daemon, run_script
+from benchmarks.programs import measure_programs
 from benchmarks.report import Row, write_report
 
 RUNS = 3
@@ -135,8 +136,9 @@ def main() -> int:
     about = machine()
     with tempfile.TemporaryDirectory() as name, run_script("benchmarks.provider") as provider_port:
         scratch = Path(name)
-        rows = [measure_start(scratch, provider_port)]
-        print(f"{rows[0].measure}: {rows[0].found}", flush=True)
+        rows = [*measure_programs(rounds=15), measure_start(scratch, provider_port)]
+        for row in rows:
+            print(f"{row.measure}: {row.found} (goal {row.goal}; {row.baseline})", flush=True)
         with (
             run_script("benchmarks.floor", str(provider_port)) as floor_port,
             run_daemon(scratch / "home", provider_port=provider_port) as daemon,
