@@ -21,6 +21,7 @@ from pipeline_engine.cli.display import printable
 from pipeline_engine.config import Config
 from pipeline_engine.config_loader import load_config
 from pipeline_engine.errors import PipelineEngineError
+from pipeline_engine.providers.hints import hint_to_start
 from pipeline_engine_sdk import ConnectionFailed, PipelineEngineClient, ProviderProfile
 from pipeline_engine_sdk import PipelineEngineError as ClientError
 
@@ -116,5 +117,6 @@ def _probe(profile: ProviderProfile) -> Finding:
         with socket.create_connection((parts.hostname or "", port), timeout=PROBE_TIMEOUT):
             return Finding(check, "ok", f"{profile.base_uri} takes connections")
     except OSError as exc:
-        words = exc.strerror or str(exc)
-        return Finding(check, "warning", f"{profile.base_uri} cannot be reached from here: {words}")
+        words = [f"{profile.base_uri} cannot be reached from here: {exc.strerror or exc}"]
+        hint = hint_to_start(profile.id, profile.kind, profile.base_uri)
+        return Finding(check, "warning", "; ".join([*words, *([hint] if hint else [])]))

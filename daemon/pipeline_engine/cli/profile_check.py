@@ -21,12 +21,7 @@ LIST_TIMEOUT = 30.0  # seconds
 PROMPT = "Say hello."
 MAX_TOKENS = 16  # the first one is enough, but a server that does not stream sends them all
 
-_HINTS = {
-    ErrorCode.PROVIDER_AUTH: "check the profile's key (api_key, api_key_env or api_key_file)",
-    ErrorCode.PROVIDER_QUOTA: "the account behind the key has no credit left",
-    ErrorCode.MODEL_NOT_FOUND: "set default_model to one that the server lists",
-    ErrorCode.PROVIDER_PROTOCOL: "check base_uri: for OpenAI's protocol it usually ends in /v1",
-}
+_PROTOCOL_HINT = "check base_uri: for OpenAI's protocol it usually ends in /v1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +108,5 @@ def _find_program(profile: ProviderProfile) -> Finding:
 
 
 def _failed(check: str, exc: PipelineEngineError, began: float) -> Finding:
-    hint = next((words for code, words in _HINTS.items() if code == exc.code), None)
-    message = exc.message if hint is None else f"{exc.message}; {hint}"
+    message = f"{exc.message}; {_PROTOCOL_HINT}" if exc.code == ErrorCode.PROVIDER_PROTOCOL else exc.message
     return Finding(check=check, ok=False, message=message, seconds=trio.current_time() - began, code=str(exc.code))

@@ -26,6 +26,10 @@ FORBIDDEN_CHARACTER = "a header of the request holds a character that HTTP does 
 Headers = Sequence[tuple[bytes, bytes]]
 
 
+class CannotConnectError(ProviderError):
+    """Nobody takes a connection at the address."""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a connection leads."""
@@ -165,9 +169,8 @@ class Connection:
         return ProviderError(ErrorCode.PROVIDER_UNREACHABLE, message, retryable=True)
 
 
-def _cannot_connect(origin: Origin, reason: str) -> ProviderError:
-    message = f"cannot connect to {origin} ({reason})"
-    return ProviderError(ErrorCode.PROVIDER_UNREACHABLE, message, retryable=True)
+def _cannot_connect(origin: Origin, reason: str) -> CannotConnectError:
+    return CannotConnectError(ErrorCode.PROVIDER_UNREACHABLE, f"cannot connect to {origin} ({reason})", retryable=True)
 
 
 def _reason(exc: BaseException) -> str:

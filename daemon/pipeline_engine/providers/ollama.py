@@ -223,7 +223,7 @@ def _not_found(target: Target, path: str, error: AnsweredError) -> ProviderError
     """A 404 in Ollama's own form means the model; any other that nobody there knows the path."""
     address = without_query(target.base_uri)
     if error.info.known_format and not error.info.type and error.info.status is None:
-        message = f"{address} has no model {target.model!r}; to get it, run: ollama pull {target.model}"
+        message = f"{address} has no model {target.model!r}"
         return ProviderError(ErrorCode.MODEL_NOT_FOUND, message, details=error.details)
     message = f"{address} does not know {path}: is it the address of an Ollama server?"
     return ProviderError(ErrorCode.PROVIDER_ERROR, message, details=error.details)

@@ -17,6 +17,7 @@ from pipeline_engine.providers.addresses import origin_of, with_port
 from pipeline_engine.providers.base import Chunk, Completion, Operation, Provider, ProviderCall, Target
 from pipeline_engine.providers.call_stats import CallStats
 from pipeline_engine.providers.failures import redact
+from pipeline_engine.providers.hints import add_hint
 from pipeline_engine.providers.image import ImageProvider
 from pipeline_engine.providers.limits import LimitSettings, Permit, ProviderLimiter
 from pipeline_engine.providers.managed import ModelServer, ModelServers, open_model_servers
@@ -163,6 +164,7 @@ class ProviderRegistry:
             ):
                 yield batches
         except StepError as exc:
+            add_hint(exc, target, entry.profile)
             # Servers and tools like to repeat what they were given.
             self._redactor.redact_error(exc)
             raise
@@ -205,11 +207,13 @@ class ProviderRegistry:
     async def list_models(self, profile_id: str) -> list[str]:
         """The models that the profile's server offers. Raises ProviderError."""
         entry = self._entry(profile_id)
+        target = resolve(entry.profile)
         entry.calls += 1
         try:
-            async with self._server_up(resolve(entry.profile), entry) as target:
-                return await fetch_models(entry.client, target)
+            async with self._server_up(target, entry) as reached:
+                return await fetch_models(entry.client, reached)
         except StepError as exc:
+            add_hint(exc, target, entry.profile)
             self._redactor.redact_error(exc)
             raise
         finally:

@@ -229,9 +229,14 @@ def test_settings_are_shown_with_their_origin(daemon: DaemonProcess) -> None:
     assert (done.returncode, "sk-hidden" in done.stdout) == (0, False)
 
 
-def test_doctor_finds_all_well_or_says_what_is_not(daemon: DaemonProcess) -> None:
+def test_doctor_finds_all_well_or_says_what_is_not(daemon: DaemonProcess, client: PipelineEngineClient) -> None:
     checks = {one["check"]: one["state"] for one in ok_json(daemon, "doctor")["checks"]}
     assert {checks[name] for name in ("python", "configuration", "data directory", "daemon", "store")} == {"ok"}
+    client.upsert_provider_profile({"id": "away", "kind": "ollama", "base_uri": "http://127.0.0.1:9"})
+    [line] = [line for line in ok(daemon, "doctor").splitlines() if "provider away" in line]
+    client.delete_provider_profile("away")
+    assert line.startswith("warning")
+    assert "start it with `ollama serve`" in line
     broken = daemon.home / "broken.toml"
     broken.write_text("[limits]\nbogus = 1\n", encoding="utf-8")
     done = call(daemon, "doctor", PIPELINE_ENGINE_CONFIG=str(broken))

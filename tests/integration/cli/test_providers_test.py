@@ -67,7 +67,7 @@ async def test_what_failed_is_said_in_words(tmp_path: Path) -> None:
     async with open_server(Reply.json({}, status=404), REFUSED) as server:
         done = await run(tmp_path, "mine", base_uri=f"{server.url}/v1")
     assert done.returncode == 1
-    assert b"answered 401: bad key ***; check the profile's key" in done.stdout
+    assert b"answered 401: bad key ***; the server does not take the key of the profile 'mine'" in done.stdout
 
 
 async def test_a_server_without_a_list_of_models_can_work(tmp_path: Path) -> None:

@@ -128,10 +128,10 @@ async def test_answers_that_are_no_success(reply: Reply, code: ErrorCode, retrya
     assert (error.code, error.retryable) == (code, retryable), str(error)
 
 
-async def test_a_missing_model_tells_how_to_get_it() -> None:
+async def test_a_missing_model_is_told() -> None:
     error = await failure(Reply.json({"error": 'model "m" not found, try pulling it first'}, status=404))
     assert error.code is ErrorCode.MODEL_NOT_FOUND
-    assert str(error).endswith("run: ollama pull m")
+    assert str(error).endswith("has no model 'm'")
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,21 @@ async def ask(registry: ProviderRegistry, profile_id: str = "p", *, job_id: str 
     return (await collect(registry.stream(chat_call(target), job_id=job_id))).text
 
 
+async def test_a_call_that_fails_says_what_to_do() -> None:
+    missing = Reply.json({"error": "model 'tiny' not found"}, status=404)
+    async with (
+        open_server(missing) as server,
+        registry_of(profile(server.url, kind=ProviderKind.OLLAMA)) as registry,
+    ):
+        with pytest.raises(ProviderError, match=r"has no model 'tiny'; to get it, run: ollama pull tiny$"):
+            await ask(registry, default_model="tiny")
+        with pytest.raises(ProviderError, match=r"refused\); is Ollama running\? start it with `ollama serve`"):
+            await ask(registry, base_uri="http://127.0.0.1:9")
+    async with registry_of(profile("http://127.0.0.1:9/v1")) as registry:
+        with pytest.raises(ProviderError, match=r"refused\); is the model server running\?"):
+            await registry.list_models("p")
+
+
 async def test_a_call_is_counted() -> None:
     async with open_server(HELLO, BROKEN) as server, registry_of(profile(server.url)) as registry:
         assert await ask(registry) == "hello"
