@@ -11,5 +11,5 @@ import pytest
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting, model server or proxy of the person who runs the tests."""
     for name in list(os.environ):
-        if name.startswith(("PIPELINE_ENGINE_", "OLLAMA_")) or name.lower().endswith("_proxy"):
+        if name.startswith(("PIPELINE_ENGINE_", "OLLAMA_", "OTEL_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)

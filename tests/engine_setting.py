@@ -34,6 +34,7 @@ from pipeline_engine.store.base import Store
 from pipeline_engine.store.memory import MemoryStore
 from pipeline_engine.store.writer import StoreWriter
 from pipeline_engine.templates import Templates
+from pipeline_engine.tracing import NO_TRACER, Tracer
 
 Json = dict[str, Any]
 
@@ -139,6 +140,7 @@ async def open_setting(
     max_items: int = 10_000,
     grace_s: float = 0,
     clock: AgeClock | None = None,
+    tracer: Tracer = NO_TRACER,
 ) -> AsyncIterator[Setting]:
     store = MemoryStore() if store is None else store
     registry = ScriptedRegistry() if registry is None else registry
@@ -156,6 +158,7 @@ async def open_setting(
             artifacts=ArtifactFiles(artifacts),
             workers=trio.CapacityLimiter(4),
             max_items=max_items,
+            tracer=tracer,
         ),
         admission=Admission(
             pipelines=known,

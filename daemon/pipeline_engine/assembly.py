@@ -32,6 +32,7 @@ from pipeline_engine.store.lock import hold_directory
 from pipeline_engine.store.sqlite import open_sqlite_store
 from pipeline_engine.store.writer import StoreWriter
 from pipeline_engine.templates import Templates
+from pipeline_engine.tracing import NO_TRACER, Tracer
 
 WORKER_THREADS = min(8, (os.cpu_count() or 1) + 2)  # for transforms, plain handlers and artifacts
 READ_THREADS = 4  # that read the store at the same time
@@ -143,6 +144,7 @@ async def open_engine(
     proxies = {name.removesuffix("_proxy"): value for name, value in config.proxies.items()}
     async with (
         open_renderer(templates) as renderer,
+        _open_tracer(config, environ=environ, redactor=redactor or Redactor()) as tracer,
         open_registry(
             config.providers.values(),
             local_tool=local_tool,
@@ -150,6 +152,7 @@ async def open_engine(
             environ=environ,
             limiter=workers,
             redactor=redactor,
+            tracer=tracer,
         ) as registry,
     ):
         checker = DefinitionChecker(
@@ -171,6 +174,7 @@ async def open_engine(
                 artifacts=artifacts,
                 workers=workers,
                 max_items=config.limits.max_items,
+                tracer=tracer,
             ),
             admission=Admission(pipelines=pipelines, checker=checker),
             limits=EngineLimits(
@@ -201,3 +205,14 @@ async def open_engine(
                 writer=writer,
             )
             housekeeping.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_tracer(config: Config, *, environ: Mapping[str, str], redactor: Redactor) -> AsyncIterator[Tracer]:
+    if not config.tracing.enabled:
+        yield NO_TRACER
+        return
+    from pipeline_engine.otel import open_otel_tracer  # noqa: PLC0415 - of an extra, and slow to import
+
+    async with open_otel_tracer(config.tracing, environ=environ, redactor=redactor) as tracer:
+        yield tracer

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -84,6 +85,14 @@ class StoreConfig(FrozenWire, frozen=True, kw_only=True):
     retention: RetentionConfig = RetentionConfig()
 
 
+class TracingConfig(FrozenWire, frozen=True, kw_only=True):
+    """`endpoint` is the address that spans are posted to; `content` puts prompts and answers into them."""
+
+    enabled: bool = False
+    endpoint: str = "http://localhost:4318/v1/traces"
+    content: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All settings in force.
@@ -103,6 +112,7 @@ class Config:
     http: HttpConfig
     limits: LimitsConfig
     store: StoreConfig
+    tracing: TracingConfig
     providers: dict[str, ProviderProfile]
     handlers: dict[str, str]
     pipelines: tuple[PipelineDef, ...]
@@ -120,7 +130,8 @@ class Config:
             "data_dir": str(self.data_dir),
             "pipelines_dir": [str(directory) for directory in self.pipelines_dirs],
         }
-        for name, table in (("http", self.http), ("limits", self.limits), ("store", self.store)):
+        tables = {"http": self.http, "limits": self.limits, "store": self.store, "tracing": self.tracing}
+        for name, table in tables.items():
             shown |= {f"{name}.{key}": getattr(table, key) for key in table.__struct_fields__}
         del shown["store.retention"]
         shown |= {
@@ -142,6 +153,15 @@ def check_origin(text: str) -> None:
     """Raises ValueError for what no browser sends as an `Origin`, and so would never match, and for `null` and `*`."""
     if not _ORIGIN.fullmatch(text) or text.lower().endswith(_LEFT_OUT.get(text.lower().partition(":")[0], "/")):
         raise ValueError(f"{text!r} is not an origin: scheme://host or scheme://host:port, without the default port")
+
+
+def check_collector(text: str) -> None:
+    """Raises ValueError for what spans cannot be posted to, and for an address that may hold a secret: it is shown."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an address that begins with http:// or https://")
+    if "@" in parts.netloc or parts.query:
+        raise ValueError("must not hold a password or a query; use the variable OTEL_EXPORTER_OTLP_HEADERS")
 
 
 def check_exposure(config: Config, *, passed: Iterable[Address] = ()) -> None:

@@ -19,6 +19,8 @@ from pipeline_engine.config import (
     LogLevel,
     RetentionConfig,
     StoreConfig,
+    TracingConfig,
+    check_collector,
     check_origin,
     parse_log_level,
 )
@@ -30,6 +32,7 @@ from pipeline_engine.documents import Document, parse_document
 from pipeline_engine.errors import InvalidRequestError, Problem
 from pipeline_engine.listen_addresses import MAX_SOCKET_PATH, Address, UnixAddress, parse_addresses
 from pipeline_engine.models import FrozenWire, ProviderProfile
+from pipeline_engine.otel_variables import is_installed, tracing_settings
 from pipeline_engine.providers.builtin import find_builtin_profile
 from pipeline_engine.providers.targets import BUILT_IN_PROFILES
 
@@ -63,6 +66,7 @@ class _Layer(FrozenWire, frozen=True, kw_only=True):
     http: HttpConfig = HttpConfig()
     limits: LimitsConfig = LimitsConfig()
     store: StoreConfig = StoreConfig()
+    tracing: TracingConfig = TracingConfig()
     providers: list[FileProfile] = msgspec.field(default_factory=list)
     handlers: dict[str, str] = msgspec.field(default_factory=dict)
 
@@ -72,6 +76,7 @@ _TABLES: dict[str, type[FrozenWire]] = {
     "limits": LimitsConfig,
     "store": StoreConfig,
     "store.retention": RetentionConfig,
+    "tracing": TracingConfig,
 }
 
 
@@ -123,6 +128,7 @@ class _Loader:
             http=self._table(HttpConfig, "http"),
             limits=self._table(LimitsConfig, "limits"),
             store=msgspec.structs.replace(self._table(StoreConfig, "store"), retention=retention),
+            tracing=self._tracing(),
             providers=self.providers,
             handlers=self.handlers,
             pipelines=tuple(demo_pipelines(self.providers)),
@@ -169,7 +175,11 @@ class _Loader:
 
     def _add_environment(self) -> None:
         names = {key: name for name, key in _ENVIRONMENT.items()}
-        given = {key: self.environ[name] for name, key in _ENVIRONMENT.items() if name in self.environ}
+        given: dict[str, object] = {
+            key: self.environ[name] for name, key in _ENVIRONMENT.items() if name in self.environ
+        }
+        for key, (name, value) in tracing_settings(self.environ).items():
+            names[key], given[key] = name, value
         try:
             self._add_layer(
                 Document(_nested(given), {}),
@@ -257,6 +267,8 @@ class _Loader:
             return tuple(self._path(part, folder) for part in value.split(os.pathsep) if part)
         if key == "http.addr":
             parse_addresses(value)
+        if key == "tracing.endpoint":
+            check_collector(value)
         if key == "http.allowed_origins":
             for origin in value:
                 check_origin(origin)
@@ -277,6 +289,24 @@ class _Loader:
             elif dotted not in _TABLES:
                 self.origins.setdefault(dotted, "default")
         return type_(**given)
+
+    def _tracing(self) -> TracingConfig:
+        tracing = self._table(TracingConfig, "tracing")
+        if not tracing.enabled and self.origins["tracing.enabled"] == "default":
+            # Who names a collector in the environment wants spans, unless somebody says otherwise.
+            name = self.origins["tracing.endpoint"].removeprefix("environment ")
+            if not name.startswith("OTEL_"):
+                return tracing
+            self.origins["tracing.enabled"] = f"environment {name}"
+            tracing = msgspec.structs.replace(tracing, enabled=True)
+        if tracing.enabled and not is_installed():
+            origin = self.origins["tracing.enabled"]
+            words = "needs the extra otel: pip install 'pipeline-engine[otel]'"
+            if not origin.startswith("environment "):
+                raise InvalidRequestError([Problem("tracing.enabled", words)], source=origin)
+            self.warnings.append(f"{origin}: tracing {words}")
+            tracing = msgspec.structs.replace(tracing, enabled=False)
+        return tracing
 
     def _api_key(self) -> Secret | None:
         self.origins["api_key"] = "default"

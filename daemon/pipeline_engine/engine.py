@@ -44,6 +44,7 @@ from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.age_clock import AgeClock
 from pipeline_engine.store.base import DeleteJobs, JobFilter, JobRecord, NewJob
 from pipeline_engine.store.writer import StoreWriter
+from pipeline_engine.tracing import TraceHeaders
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,7 @@ class Engine:
             live = LiveJob(job, self._events.open(record.job_id, last_seq=record.last_seq))
             live.resumed = record.status is JobStatus.RUNNING
             state = from_stored_json(record.state, JobState) if record.state else JobState()
+            live.trace = state.trace
             if state.cancel_reason is not None:
                 live.cancel_reason = state.cancel_reason
                 live.request_stop(Stop.CANCELLED)
@@ -221,9 +223,12 @@ class Engine:
 
     # taking jobs in
 
-    async def submit(self, request: JobRequest, *, idempotency: IdempotencyKey | None = None) -> Job:
+    async def submit(
+        self, request: JobRequest, *, idempotency: IdempotencyKey | None = None, trace: TraceHeaders | None = None
+    ) -> Job:
         """Accept a job: it is stored when this returns. The same idempotency key and body give the same job.
 
+        `trace` is the trace context that its span is a child of.
         Raises InvalidRequestError, UnknownPipelineError, ConflictError, QueueFullError, UnavailableError,
         StoreFullError.
         """
@@ -231,7 +236,7 @@ class Engine:
             if earlier is not None:
                 return await self.get_job(earlier)
             if request.parent_job_id is not None:
-                return await self._rerun_by_request(request, idempotency)
+                return await self._rerun_by_request(request, idempotency, trace)
             self.admission.check_no_rerun(request)
             definition = self.admission.definition_of(request)
             self.admission.check_input(definition, request.input)
@@ -246,16 +251,25 @@ class Engine:
                 dry_run=request.dry_run,
             )
             inline = request.pipeline is not None
-            return await self._accept(job, definition, inline=inline, idempotency=idempotency)
+            return await self._accept(job, definition, inline=inline, idempotency=idempotency, trace=trace)
 
-    async def rerun(self, parent_id: JobId, request: RerunRequest, *, idempotency: IdempotencyKey | None = None) -> Job:
+    async def rerun(
+        self,
+        parent_id: JobId,
+        request: RerunRequest,
+        *,
+        idempotency: IdempotencyKey | None = None,
+        trace: TraceHeaders | None = None,
+    ) -> Job:
         """Accept a rerun of a job, which may still be running. Raises what submit does, and NotFoundError."""
         async with self._keys.hold(idempotency) as earlier:
             if earlier is not None:
                 return await self.get_job(earlier)
-            return await self._rerun(parent_id, request, idempotency=idempotency)
+            return await self._rerun(parent_id, request, idempotency=idempotency, trace=trace)
 
-    async def _rerun_by_request(self, request: JobRequest, idempotency: IdempotencyKey | None) -> Job:
+    async def _rerun_by_request(
+        self, request: JobRequest, idempotency: IdempotencyKey | None, trace: TraceHeaders | None
+    ) -> Job:
         assert request.parent_job_id is not None
         given = request.input if request.input.sources or request.input.options else None
         rerun = RerunRequest(
@@ -270,6 +284,7 @@ class Engine:
             definition=definition,
             given_inline=request.pipeline is not None,
             idempotency=idempotency,
+            trace=trace,
         )
 
     async def _rerun(
@@ -280,6 +295,7 @@ class Engine:
         definition: PipelineDef | None = None,
         given_inline: bool = False,
         idempotency: IdempotencyKey | None,
+        trace: TraceHeaders | None,
     ) -> Job:
         parent = await self._access.call(read_parent, self._store, parent_id)
         inline = parent.record.inline if definition is None else given_inline
@@ -309,6 +325,7 @@ class Engine:
                 definition,
                 inline=inline,
                 idempotency=idempotency,
+                trace=trace,
                 executions=plan.executions,
                 checkpoints=plan.checkpoints,
                 artifacts=plan.artifacts,
@@ -324,7 +341,14 @@ class Engine:
             raise NotFoundError(f"there is no job {parent_id}")
 
     async def _accept(
-        self, job: Job, definition: PipelineDef, *, inline: bool, idempotency: IdempotencyKey | None, **changes: Any
+        self,
+        job: Job,
+        definition: PipelineDef,
+        *,
+        inline: bool,
+        idempotency: IdempotencyKey | None,
+        trace: TraceHeaders | None,
+        **changes: Any,
     ) -> Job:
         if self.refusal is not None:
             raise self.refusal
@@ -341,7 +365,7 @@ class Engine:
             created_at=job.created_at,
             definition=to_stored_json(definition),
         )
-        live = LiveJob(summary_of(job), self._events.open(job.id))
+        live = LiveJob(summary_of(job), self._events.open(job.id), trace=trace)
         self._accepting += 1
         try:
             write = live.log.post(
@@ -349,6 +373,7 @@ class Engine:
                 new=new,
                 status=JobStatus.QUEUED,
                 job=live.job,
+                state=None if trace is None else JobState(trace=trace),
                 idempotency=None if idempotency is None else idempotency.record(used_at=self._clock.now()),
                 **changes,
             )
@@ -391,7 +416,7 @@ class Engine:
                 live.request_stop(Stop.CANCELLED)
                 # Stored at once: a crash before the job has ended must not bring it back to life.
                 live.log.state_after_leap = None
-                live.log.post(state=JobState(cancel_reason=reason))
+                live.log.post(state=JobState(cancel_reason=reason, trace=live.trace))
                 if live in self._queue:
                     self._stop_waiting(live)
             await live.ended.wait()

@@ -37,6 +37,7 @@ from pipeline_engine.steps.runner import batch_size
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.age_clock import AgeClock
 from pipeline_engine.store.base import ExecutionRecord, JobRecord, Store
+from pipeline_engine.tracing import Span, Start, TraceHeaders
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class LiveJob:
     scope: trio.CancelScope | None = None
     stop: Stop | None = None
     cancel_reason: str = ""
+    trace: TraceHeaders | None = None
     ended: trio.Event = field(default_factory=trio.Event)
     final: Job | None = None
 
@@ -93,6 +95,10 @@ class JobRunner:
 
     async def run(self, live: LiveJob) -> None:
         """Run the job; it ends with its terminal event, or without one when the daemon stops (Stop.INTERRUPTED)."""
+        with self._services.tracer.span(lambda: _describe(live), parent=live.trace) as span:
+            await self._run(live, span)
+
+    async def _run(self, live: LiveJob, span: Span) -> None:
         context: JobContext | None = None
         error: JobError | None = None
         cut = False
@@ -104,9 +110,13 @@ class JobRunner:
             words = f"internal error ({type(exc).__name__}); the daemon's log has more under job {live.job.id}"
             error = JobError(code=ErrorCode.INTERNAL, message=words)
         if cut and live.stop is Stop.INTERRUPTED:
+            span.fail(ErrorCode.INTERRUPTED, "the daemon stopped; the job goes on after its next start")
             await self._let_go(live, context)
-        else:
-            await self._end_somehow(live, context, *_outcome(live, error, cut=cut))
+            return
+        status, error = _outcome(live, error, cut=cut)
+        if error is not None:
+            span.fail(error.code, error.message)
+        await self._end_somehow(live, context, status, error)
 
     async def _run_steps(self, live: LiveJob, context: JobContext) -> tuple[JobError | None, bool]:
         """The error that failed the job, and whether it was cut short: stopped, or out of time."""
@@ -138,7 +148,7 @@ class JobRunner:
         executions = new_executions(definition.steps)
         checkpoints: dict[ItemKey, ResultItem] = {}
         attempts: dict[ItemKey, int] = {}
-        state = JobState()
+        state = JobState(trace=live.trace)
         if live.resumed or live.job.parent_job_id is not None:
             record, points = await self._access.call(self._read_progress, job_id)
             for text in record.executions:
@@ -308,6 +318,18 @@ def _outcome(live: LiveJob, error: JobError | None, *, cut: bool) -> tuple[JobSt
         return JobStatus.CANCELLED, JobError(code=ErrorCode.CANCELLED, message=words)
     words = f"the job took longer than its timeout_s of {live.job.timeout_s:g} s"
     return JobStatus.FAILED, JobError(code=ErrorCode.TIMEOUT, message=words)
+
+
+def _describe(live: LiveJob) -> Start:
+    job = live.job
+    attributes = {
+        "gen_ai.operation.name": "invoke_workflow",
+        "gen_ai.workflow.name": job.pipeline_type,
+        "pipeline_engine.job.id": job.id,
+        "pipeline_engine.job.mode": job.mode.value,
+        "pipeline_engine.job.restarts": job.restarts + live.resumed,
+    }
+    return Start(f"invoke_workflow {job.pipeline_type}", attributes)
 
 
 def summary_of(job: Job) -> Job:

@@ -14,7 +14,7 @@ from pipeline_engine.config import LogFormat, LogLevel
 from pipeline_engine.journal import JournalHandler, is_journal, priority
 
 #: They write headers and addresses of requests when they are let; what matters of that our own modules say.
-_QUIET = ("h11", "httpcore", "httpx", "hypercorn", "quart", "quart.app", "asyncio")
+_QUIET = ("h11", "httpcore", "httpx", "hypercorn", "quart", "quart.app", "asyncio", "urllib3")
 
 
 class RedactingFormatter(logging.Formatter):

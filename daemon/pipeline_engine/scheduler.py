@@ -25,6 +25,7 @@ from pipeline_engine.models import (
 from pipeline_engine.steps.context import JobContext, job_error
 from pipeline_engine.steps.runner import run_step
 from pipeline_engine.store.base import ExecutionRecord
+from pipeline_engine.tracing import Start
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,9 @@ class Scheduler:
                 # What was stored of a cancellation must not be written over by a step that begins after it.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 self._begin_step(step)
-            items = await run_step(self._context, step)
+            with self._context.services.tracer.span(lambda: _describe(step)) as span:
+                items = await run_step(self._context, step)
+                span.add(lambda: {"pipeline_engine.step.items": len(items)})
         except StepError as exc:
             self._fail_step(step, job_error(exc, step_id=step.id))
         except Exception as exc:
@@ -240,6 +243,15 @@ def collect_result(context: JobContext) -> JobResult:
     """The exported items in the order of the definition's steps, then of the shards."""
     items = [item for step in context.graph.definition.steps if step.export for item in context.items.get(step.id, ())]
     return JobResult(items=items, meta={"duration_s": round(context.ran_s, 6)})
+
+
+def _describe(step: StepDef) -> Start:
+    attributes = {
+        "pipeline_engine.step.id": step.id,
+        "pipeline_engine.step.kind": step.kind.value,
+        "pipeline_engine.step.mode": step.mode.value,
+    }
+    return Start(f"step {step.id}", attributes)
 
 
 def _first_failure(failures: BaseExceptionGroup[JobFailedError]) -> JobError:

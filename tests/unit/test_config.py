@@ -77,6 +77,9 @@ def test_without_anything_the_defaults_hold(home: Path) -> None:
         "store.retention.max_jobs": 100_000,
         "store.retention.max_bytes": None,
         "store.retention.chunk_age_days": 7.0,
+        "tracing.enabled": False,
+        "tracing.endpoint": "http://localhost:4318/v1/traces",
+        "tracing.content": False,
     }
     assert config.api_key is None
     # `builtin` is there where its packages are.
@@ -427,3 +430,51 @@ def test_the_configuration_cannot_be_changed(home: Path) -> None:
     with pytest.raises(AttributeError):
         config.limits.max_items = 1  # type: ignore[misc]
     assert msgspec.structs.replace(config.limits, max_items=1).max_items == 1
+
+
+TRACING = "[tracing]\nenabled = true\nendpoint = 'http://file:4318/v1/traces'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "wanted"),
+    [
+        (None, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318/"}, (True, "http://c:4318/v1/traces")),
+        (None, {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "https://c/x"}, (True, "https://c/x")),
+        (None, {"OTEL_TRACES_EXPORTER": "otlp"}, (True, "http://localhost:4318/v1/traces")),
+        (TRACING, {}, (True, "http://file:4318/v1/traces")),
+        (TRACING, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, (True, "http://c:4318/v1/traces")),
+        (TRACING, {"OTEL_TRACES_EXPORTER": "none"}, (False, "http://file:4318/v1/traces")),
+        (TRACING, {"OTEL_SDK_DISABLED": "true"}, (False, "http://file:4318/v1/traces")),
+        ("[tracing]\nenabled = false\n", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c"}, (False, "http://c/v1/traces")),
+        ("[tracing]\nendpoint = 'http://c/x'\n", {}, (False, "http://c/x")),
+    ],
+)
+def test_tracing_is_on_when_the_file_or_the_standard_variables_say_so(
+    home: Path, text: str | None, environ: dict[str, str], wanted: tuple[bool, str]
+) -> None:
+    tracing = load(home, text, **environ).tracing
+    assert (tracing.enabled, tracing.endpoint) == wanted
+
+
+@pytest.mark.parametrize("endpoint", ["http://me:secret@c/v1/traces", "http://c/v1/traces?key=secret", "c:4318"])
+def test_an_address_of_a_collector_that_could_hold_a_secret_is_refused_without_showing_it(
+    home: Path, endpoint: str
+) -> None:
+    for message in (
+        refusal(home, f"[tracing]\nendpoint = '{endpoint}'\n"),
+        refusal(home, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=endpoint),
+    ):
+        assert "secret" not in message
+        assert "tracing.endpoint: must" in message or "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: must" in message
+
+
+def test_tracing_without_its_extra_is_refused_in_a_file_and_passed_over_in_the_environment(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config_loader, "is_installed", lambda: False)
+    assert "tracing.enabled: needs the extra otel: pip install" in refusal(home, TRACING)
+    config = load(home, OTEL_TRACES_EXPORTER="otlp")
+    assert config.tracing.enabled is False
+    assert config.warnings == (
+        "environment OTEL_TRACES_EXPORTER: tracing needs the extra otel: pip install 'pipeline-engine[otel]'",
+    )

@@ -11,6 +11,7 @@ from pipeline_engine.errors import InvalidRequestError, Problem, UnavailableErro
 from pipeline_engine.idempotency import IdempotencyKey
 from pipeline_engine.models import Job, JobId, JobMode, JobRequest, RerunRequest
 from pipeline_engine.store.base import JobFilter
+from pipeline_engine.tracing import read_trace_headers
 
 MAX_KEY_LENGTH = 255
 MAX_CURSOR_DIGITS = 18
@@ -20,7 +21,7 @@ async def create_job(api: Api, call: Call) -> Answer:
     engine = api.engine
     key = _idempotency_key(call)
     request: JobRequest = call.body
-    job = await engine.submit(request, idempotency=key)
+    job = await engine.submit(request, idempotency=key, trace=read_trace_headers(call.headers))
     if call.query.stream:
         return await stream_answer(api, job.id, after_seq=0, accept=call.headers.get("accept", ""))
     if request.mode is JobMode.SYNC:
@@ -33,7 +34,8 @@ async def create_job(api: Api, call: Call) -> Answer:
 
 
 async def rerun_job(api: Api, call: Call) -> Answer:
-    job = await api.engine.rerun(_job_id(call), call.body, idempotency=_idempotency_key(call))
+    trace = read_trace_headers(call.headers)
+    job = await api.engine.rerun(_job_id(call), call.body, idempotency=_idempotency_key(call), trace=trace)
     return json_answer({"job": job}, status=202, headers=_location(job))
 
 

@@ -71,6 +71,7 @@ def _findings(url: str | None) -> Iterator[Finding]:
         for warning in config.warnings:
             yield Finding("configuration", "warning", warning)
         yield _data_dir(config)
+        yield _tracing(config)
     yield from _daemon(url)
 
 
@@ -83,6 +84,17 @@ def _data_dir(config: Config) -> Finding:
     free = shutil.disk_usage(existing).free
     state: State = "warning" if free < LITTLE_SPACE else "ok"
     return Finding("data directory", state, f"{path}, {free // 1024**2} MiB free")
+
+
+def _tracing(config: Config) -> Finding:
+    """Whether the daemon sends spans, and whether there is somebody who takes them."""
+    if not config.tracing.enabled:
+        return Finding("tracing", "ok", "off")
+    content = "with prompts and answers" if config.tracing.content else "without prompts and answers"
+    words = _cannot_connect(config.tracing.endpoint)
+    if words is not None:
+        return Finding("tracing", "warning", f"on, but {config.tracing.endpoint} cannot be reached from here: {words}")
+    return Finding("tracing", "ok", f"on, {content}, to {config.tracing.endpoint}")
 
 
 def _daemon(url: str | None) -> Iterator[Finding]:
@@ -111,12 +123,20 @@ def _providers(profiles: list[ProviderProfile]) -> Iterator[Finding]:
 
 def _probe(profile: ProviderProfile) -> Finding:
     check = f"provider {profile.id}"
-    parts = urlsplit(profile.base_uri)
+    words = _cannot_connect(profile.base_uri)
+    if words is None:
+        return Finding(check, "ok", f"{profile.base_uri} takes connections")
+    words = f"{profile.base_uri} cannot be reached from here: {words}"
+    hint = hint_to_start(profile.id, profile.kind, profile.base_uri)
+    return Finding(check, "warning", f"{words}; {hint}" if hint else words)
+
+
+def _cannot_connect(address: str) -> str | None:
+    """Why nothing at the address takes connections; None if something does."""
+    parts = urlsplit(address)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         with socket.create_connection((parts.hostname or "", port), timeout=PROBE_TIMEOUT):
-            return Finding(check, "ok", f"{profile.base_uri} takes connections")
+            return None
     except OSError as exc:
-        words = [f"{profile.base_uri} cannot be reached from here: {exc.strerror or exc}"]
-        hint = hint_to_start(profile.id, profile.kind, profile.base_uri)
-        return Finding(check, "warning", "; ".join([*words, *([hint] if hint else [])]))
+        return exc.strerror or str(exc)

@@ -15,6 +15,7 @@ from pipeline_engine.errors import ErrorCode, ProviderError, StepError
 from pipeline_engine.models import ProviderKind, ProviderOverride, ProviderProfile
 from pipeline_engine.providers.addresses import origin_of, with_port
 from pipeline_engine.providers.base import Chunk, Completion, Operation, Provider, ProviderCall, Target
+from pipeline_engine.providers.call_spans import describe_call, describe_completion
 from pipeline_engine.providers.call_stats import CallStats
 from pipeline_engine.providers.failures import redact
 from pipeline_engine.providers.hints import add_hint
@@ -29,6 +30,7 @@ from pipeline_engine.providers.targets import resolve
 from pipeline_engine.providers.transport import HttpClient, Network
 from pipeline_engine.providers.watch import Batch, open_watched
 from pipeline_engine.redaction import Redactor
+from pipeline_engine.tracing import NO_TRACER, Tracer
 
 _log = logging.getLogger(__name__)
 
@@ -78,8 +80,10 @@ class ProviderRegistry:
         network: Network,
         servers: ModelServers,
         redactor: Redactor,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._local_tool = local_tool
+        self._tracer = tracer
         self._network = network
         self._servers = servers
         self._redactor = redactor
@@ -159,8 +163,8 @@ class ProviderRegistry:
             async with (
                 limiter.permit(job_id=job_id, tokens=_estimated_tokens(call)) as permit,
                 self._server_up(target, entry) as reached,
-                self._counted(target.kind, permit) as note,
-                open_watched(provider, replace(call, target=reached), note=note) as batches,
+                self._counted(call := replace(call, target=reached), permit) as note,
+                open_watched(provider, call, note=note) as batches,
             ):
                 yield batches
         except StepError as exc:
@@ -173,36 +177,45 @@ class ProviderRegistry:
             self._close_if_unused(entry)
 
     @asynccontextmanager
-    async def _counted(self, kind: ProviderKind, permit: Permit) -> AsyncIterator[Callable[[Batch], None]]:
-        """Counts a call and how it ends, for the metrics and for the limits; gives what takes note of a batch."""
+    async def _counted(self, call: ProviderCall, permit: Permit) -> AsyncIterator[Callable[[Batch], None]]:
+        """Counts a call and how it ends, for the metrics, the limits and the trace; gives what takes note of a batch."""
+        kind = call.target.kind
         chunks = self._metrics["provider_chunk_count"]
-
-        is_first = True
+        is_tool = call.operation is Operation.TOOL
+        with_content = self._tracer.wants_content
+        answer: list[Chunk] | None = [] if with_content else None
+        first_after: float | None = None
 
         def note(batch: Batch) -> None:
-            nonlocal is_first
+            nonlocal first_after
             for part in batch:
                 if isinstance(part, Chunk):
                     chunks[kind] += 1
-                    if is_first:
-                        is_first = False
-                        self.stats.first_token[kind].add(trio.current_time() - began)
+                    if first_after is None:
+                        first_after = trio.current_time() - began
+                        self.stats.first_token[kind].add(first_after)
+                    if answer is not None:
+                        answer.append(part)
                     continue
                 permit.succeeded = True
+                span.add(partial(describe_completion, part, answer, is_tool=is_tool))
                 if part.usage is not None:
                     permit.tokens_used = part.usage.prompt_tokens + part.usage.completion_tokens
                     self.stats.add_usage(kind, part.usage)
 
         began = trio.current_time()
         self._metrics["provider_call_count"][kind] += 1
-        try:
-            yield note
-        except StepError as exc:
-            self._metrics["provider_call_errors"][kind] += 1
-            permit.rate_limited = exc.code is ErrorCode.PROVIDER_RATE_LIMITED
-            raise
-        finally:
-            self._metrics["provider_call_latency"][kind] += round((trio.current_time() - began) * 1000)
+        with self._tracer.span(lambda: describe_call(call, with_content=with_content)) as span:
+            try:
+                yield note
+            except StepError as exc:
+                self._metrics["provider_call_errors"][kind] += 1
+                permit.rate_limited = exc.code is ErrorCode.PROVIDER_RATE_LIMITED
+                raise
+            finally:
+                self._metrics["provider_call_latency"][kind] += round((trio.current_time() - began) * 1000)
+                if first_after is not None:
+                    span.add(lambda: {"gen_ai.response.time_to_first_chunk": first_after})
 
     async def list_models(self, profile_id: str) -> list[str]:
         """The models that the profile's server offers. Raises ProviderError."""
@@ -284,18 +297,24 @@ async def open_registry(
     environ: Mapping[str, str] | None = None,
     limiter: trio.CapacityLimiter | None = None,
     redactor: Redactor | None = None,
+    tracer: Tracer = NO_TRACER,
 ) -> AsyncIterator[ProviderRegistry]:
     """A registry whose connections are closed at the end, and whose model servers are stopped.
 
     `local_tool` runs the tools; `proxies` has the keys `http`, `https`, `all` and `no`, as the environment has them.
     `environ` is what model servers get PATH, HOME and LANG from; `limiter` bounds the threads that look after them.
-    `redactor` hears of all secrets, and takes them out of errors.
+    `redactor` hears of all secrets, and takes them out of errors; `tracer` opens a span for each call.
     """
     network = Network(proxies=proxies or {})
     open_server = partial(open_server_process, network=network, environ=environ or {}, limiter=limiter)
     async with open_model_servers(open_server) as servers:
         registry = ProviderRegistry(
-            profiles, local_tool=local_tool, network=network, servers=servers, redactor=redactor or Redactor()
+            profiles,
+            local_tool=local_tool,
+            network=network,
+            servers=servers,
+            redactor=redactor or Redactor(),
+            tracer=tracer,
         )
         try:
             yield registry

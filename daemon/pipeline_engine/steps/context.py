@@ -37,6 +37,7 @@ from pipeline_engine.renderer import Renderer
 from pipeline_engine.steps.handlers import Handlers
 from pipeline_engine.store.artifacts import ArtifactFiles
 from pipeline_engine.store.base import CheckpointRecord, ExecutionRecord
+from pipeline_engine.tracing import NO_TRACER, TraceHeaders, Tracer
 
 HANDLER_THREADS = 32  # in which plain handlers run at the same time
 
@@ -56,19 +57,21 @@ class Services:
     handler_threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(HANDLER_THREADS))
     max_items: int = 10_000
     jitter: random.Random = field(default_factory=random.Random)
+    tracer: Tracer = NO_TRACER
 
 
 class JobState(msgspec.Struct, omit_defaults=True):
     """What the store keeps of a running job besides what clients see, for the next start of the daemon.
 
     `ran_s` is for how long the job had been running at `saved_at`; `steps_began_s` at which point of that time each
-    step began; `cancel_reason` that a cancellation was asked for.
+    step began; `cancel_reason` that a cancellation was asked for; `trace` the trace context of the request.
     """
 
     ran_s: float = 0.0
     saved_at: str = ""
     steps_began_s: dict[StepId, float] = {}
     cancel_reason: str | None = None
+    trace: TraceHeaders | None = None
 
 
 @dataclass(slots=True)

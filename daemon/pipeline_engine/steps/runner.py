@@ -24,6 +24,7 @@ from pipeline_engine.models import (
 from pipeline_engine.steps.context import JobContext, artifact_ids, job_error
 from pipeline_engine.steps.items import ItemMaker
 from pipeline_engine.steps.shards import Shard, make_shards
+from pipeline_engine.tracing import NO_TRACER, Start
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class StepRun:
         """Transforms of ours wait for nothing: a task, or only a turn of the loop, for each would cost more than they."""
         turn_ends = trio.current_time() + TRANSFORM_TURN
         for shard in shards:
-            await self._make(maker, [shard])
+            await self._make(maker, [shard], traced=False)  # of thousands of lines each would have its span
             if self._failure is not None:
                 return
             if trio.current_time() >= turn_ends:
@@ -121,9 +122,11 @@ class StepRun:
         for start in range(0, len(shards), size):
             yield shards[start : start + size]
 
-    async def _make(self, maker: ItemMaker, batch: Sequence[Shard]) -> None:
+    async def _make(self, maker: ItemMaker, batch: Sequence[Shard], *, traced: bool = True) -> None:
+        tracer = self._context.services.tracer if traced else NO_TRACER
         try:
-            items = await maker.make(batch)
+            with tracer.span(lambda: _describe(self._step, batch)):
+                items = await maker.make(batch)
         except StepError as exc:
             self._item_failed(exc, batch[0])
         except Exception as exc:
@@ -180,6 +183,12 @@ class StepRun:
             "total": execution.items_total,
         }
         self._context.log.post([(EventName.STEP_PROGRESS, data)])
+
+
+def _describe(step: StepDef, batch: Sequence[Shard]) -> Start:
+    keys = [shard.key for shard in batch if shard.key is not None]
+    shown = {"pipeline_engine.item.shard_keys": keys} if keys else {}
+    return Start(f"item {step.id}", {"pipeline_engine.step.id": step.id, **shown})
 
 
 def batch_size(step: StepDef) -> int:

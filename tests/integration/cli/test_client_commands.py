@@ -237,6 +237,9 @@ def test_doctor_finds_all_well_or_says_what_is_not(daemon: DaemonProcess, client
     client.delete_provider_profile("away")
     assert line.startswith("warning")
     assert "start it with `ollama serve`" in line
+    assert checks["tracing"] == "ok"
+    done = call(daemon, "doctor", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
+    assert "on, but http://127.0.0.1:9/v1/traces cannot be reached" in done.stdout
     broken = daemon.home / "broken.toml"
     broken.write_text("[limits]\nbogus = 1\n", encoding="utf-8")
     done = call(daemon, "doctor", PIPELINE_ENGINE_CONFIG=str(broken))
