@@ -26,7 +26,7 @@ from pipeline_engine.errors import (
 from pipeline_engine.events import EventLog, EventName, Follower
 from pipeline_engine.idempotency import IdempotencyKey, IdempotencyKeys
 from pipeline_engine.job_queue import JobQueue
-from pipeline_engine.job_runner import JobRunner, LiveJob, Stop, read_final, read_input, summary_of
+from pipeline_engine.job_runner import JobRunner, LiveJob, Stop, summary_of
 from pipeline_engine.models import (
     Job,
     JobId,
@@ -35,15 +35,15 @@ from pipeline_engine.models import (
     JobStatus,
     PipelineDef,
     RerunRequest,
-    StepExecution,
 )
 from pipeline_engine.reruns import plan_rerun, read_parent
 from pipeline_engine.scheduler import new_executions
 from pipeline_engine.steps.context import JobState, Services
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.age_clock import AgeClock
-from pipeline_engine.store.base import DeleteJobs, JobFilter, JobRecord, NewJob
+from pipeline_engine.store.base import DeleteJobs, JobFilter, NewJob
 from pipeline_engine.store.writer import StoreWriter
+from pipeline_engine.stored_jobs import read_job
 from pipeline_engine.tracing import TraceHeaders
 
 log = logging.getLogger(__name__)
@@ -451,7 +451,7 @@ class Engine:
 
     async def get_job(self, job_id: JobId) -> Job:
         """The job as it is stored, with input and, when it is finished, result. Raises NotFoundError."""
-        return await self._access.call(self._read_job, job_id)
+        return await self._access.call(read_job, self._store, job_id)
 
     async def list_jobs(self, wanted: JobFilter) -> tuple[list[Job], int | None]:
         """Jobs without input, result and steps, newest first; and what to pass as `before` for the next page."""
@@ -466,25 +466,6 @@ class Engine:
         return [
             msgspec.Raw(point.checkpoint) for point in await self._access.call(self._store.read_checkpoints, job_id)
         ]
-
-    def _read_job(self, job_id: JobId) -> Job:
-        record = self._store.get_job(job_id)
-        if record is None:
-            raise NotFoundError(f"there is no job {job_id}")
-        job = read_final(self._store, record) if record.status.is_final else self._read_unfinished(record)
-        job.input = read_input(self._store, job_id)
-        job.last_seq = record.last_seq
-        return job
-
-    def _read_unfinished(self, record: JobRecord) -> Job:
-        job = from_stored_json(record.job, Job)
-        definition = from_stored_json(record.definition, PipelineDef)
-        executions = new_executions(definition.steps)
-        for text in record.executions:
-            execution = from_stored_json(text, StepExecution)
-            executions[execution.step_id] = execution
-        job.step_executions = list(executions.values())
-        return job
 
 
 def input_size(job: Job) -> int:

@@ -36,7 +36,8 @@ from pipeline_engine.steps.context import ItemKey, JobContext, JobState, Service
 from pipeline_engine.steps.runner import batch_size
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.age_clock import AgeClock
-from pipeline_engine.store.base import ExecutionRecord, JobRecord, Store
+from pipeline_engine.store.base import ExecutionRecord, JobRecord
+from pipeline_engine.stored_jobs import read_input
 from pipeline_engine.tracing import Span, Start, TraceHeaders
 
 log = logging.getLogger(__name__)
@@ -75,12 +76,6 @@ class LiveJob:
             self.stop = stop
         if self.scope is not None:
             self.scope.cancel()
-
-
-class _JobLine(msgspec.Struct):
-    """The event whose data is a job."""
-
-    data: Job
 
 
 class JobRunner:
@@ -341,19 +336,6 @@ def _shown(job: Job, context: JobContext | None) -> Job:
     """The job as events have it: without input and result."""
     executions = None if context is None else list(context.executions.values())
     return msgspec.structs.replace(job, input=None, result=None, step_executions=executions)
-
-
-def read_input(store: Store, job_id: JobId) -> JobInput:
-    """The input of a job: its first event has it."""
-    events = store.read_events(job_id, limit=1)
-    job_input = from_stored_json(events[0].line, _JobLine).data.input if events else None
-    return job_input or JobInput()
-
-
-def read_final(store: Store, record: JobRecord) -> Job:
-    """A finished job with its result and steps: its terminal event, the last but one, has them."""
-    [event] = store.read_events(record.job_id, after_seq=record.last_seq - 2, limit=1)
-    return from_stored_json(event.line, _JobLine).data
 
 
 class _ItemStartedData(msgspec.Struct):

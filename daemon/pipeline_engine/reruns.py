@@ -9,7 +9,6 @@ import msgspec
 
 from pipeline_engine.decoding import from_stored_json, to_json
 from pipeline_engine.errors import InvalidRequestError, NotFoundError, Problem
-from pipeline_engine.job_runner import read_input
 from pipeline_engine.models import (
     Job,
     JobId,
@@ -26,6 +25,7 @@ from pipeline_engine.pipeline import Graph
 from pipeline_engine.scheduler import new_executions
 from pipeline_engine.steps.context import artifact_ids
 from pipeline_engine.store.base import CheckpointRecord, ExecutionRecord, JobRecord, Store
+from pipeline_engine.stored_jobs import read_input
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,52 @@
+"""Puts jobs together from what the store has of them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pipeline_engine.decoding import from_stored_json
+from pipeline_engine.errors import NotFoundError
+from pipeline_engine.models import Job, JobId, JobInput, PipelineDef, StepExecution
+from pipeline_engine.scheduler import new_executions
+from pipeline_engine.store.base import JobRecord, Store
+
+
+def read_job(store: Store, job_id: JobId) -> Job:
+    """The job with input and steps and, when it is finished, result. Raises NotFoundError."""
+    record = store.get_job(job_id)
+    if record is None:
+        raise NotFoundError(f"there is no job {job_id}")
+    job = _read_final(store, record) if record.status.is_final else _read_unfinished(record)
+    job.input = read_input(store, job_id)
+    job.last_seq = record.last_seq
+    return job
+
+
+def read_input(store: Store, job_id: JobId) -> JobInput:
+    """The input of a job: its first event has it."""
+    events = store.read_events(job_id, limit=1)
+    job_input = from_stored_json(events[0].line, _JobLine).data.input if events else None
+    return job_input or JobInput()
+
+
+def _read_final(store: Store, record: JobRecord) -> Job:
+    """A finished job with its result and steps: its terminal event, the last but one, has them."""
+    [event] = store.read_events(record.job_id, after_seq=record.last_seq - 2, limit=1)
+    return from_stored_json(event.line, _JobLine).data
+
+
+def _read_unfinished(record: JobRecord) -> Job:
+    job = from_stored_json(record.job, Job)
+    definition = from_stored_json(record.definition, PipelineDef)
+    executions = new_executions(definition.steps)
+    for text in record.executions:
+        execution = from_stored_json(text, StepExecution)
+        executions[execution.step_id] = execution
+    job.step_executions = list(executions.values())
+    return job
+
+
+class _JobLine(msgspec.Struct):
+    """The event whose data is a job."""
+
+    data: Job
