@@ -208,6 +208,10 @@ class Store(Protocol):
         """Take the operations one by one, and commit them together; if iterating over them raises, none is."""
         ...
 
+    def rest(self) -> bool:
+        """Put in order what is best put in order while nothing is written; called as `write` is. False: try again."""
+        ...
+
     def head(self, job_id: JobId) -> JobHead | None: ...
 
     def read_events(

@@ -70,6 +70,9 @@ class MemoryStore:
     def write_lazily(self, operations: Iterable[Operation]) -> None:
         self.write(list(operations))
 
+    def rest(self) -> bool:
+        return True
+
     def _apply(self, operation: Operation) -> None:
         match operation:
             case JobChange():

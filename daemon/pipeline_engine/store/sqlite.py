@@ -82,7 +82,7 @@ class SqliteStore:
         self._page_size = int(writer.pragma("page_size"))
         self._used_bytes = self._measure()
         self._numbers: dict[JobId, int] = {}  # of jobs that are being written
-        self._wal = Wal(writer)
+        self._wal = Wal(path, writer)
         self._readers: list[apsw.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -107,6 +107,9 @@ class SqliteStore:
         # Not above: what is committed must not be taken for failed, and be written again.
         with suppress(apsw.Error):
             self._used_bytes = self._measure()
+
+    def rest(self) -> bool:
+        return self._wal.empty()
 
     def _apply(self, operations: Iterable[Operation]) -> int:
         """Returns how many operations there were."""

@@ -1,6 +1,8 @@
-"""Keeps the write-ahead log of a database short."""
+"""Keeps the write-ahead log of a database short: under load, and when nothing is written any more."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import apsw
 
@@ -8,15 +10,20 @@ from pipeline_engine.store.database import BUSY_TIMEOUT
 
 CHECKPOINT_PAGES = 1000  # of the WAL: from so many on they go into the database after each commit
 RESTART_PAGES = 4000  # with so many the WAL has to begin anew, which takes a moment without readers
-RESTART_WAIT = 100  # milliseconds for which a commit waits for that moment
+RESTART_WAIT = 100  # milliseconds for which a commit waits for that moment; twice as long each time it does not come
+LONGEST_WAIT = 3200  # milliseconds
 SIZE_LIMIT = 64 * 1024 * 1024  # bytes: a WAL that a long reader made grow is cut back to this
+IDLE_SIZE = 1024 * 1024  # bytes that may stay when nothing is written
 
 
 class Wal:
     """The WAL behind the one connection that writes."""
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, path: Path, connection: apsw.Connection) -> None:
+        self._file = path.with_name(f"{path.name}-wal")
+        self._connection = connection
         self._restart_at = RESTART_PAGES
+        self._wait = RESTART_WAIT
         connection.pragma("journal_size_limit", SIZE_LIMIT)
         connection.set_wal_hook(self._checkpoint)
 
@@ -29,7 +36,7 @@ class Wal:
         """
         if pages >= CHECKPOINT_PAGES:
             restart = pages >= self._restart_at
-            connection.set_busy_timeout(RESTART_WAIT)
+            connection.set_busy_timeout(self._wait)
             try:
                 connection.wal_checkpoint(
                     database, apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE
@@ -37,9 +44,25 @@ class Wal:
             except apsw.Error:
                 if restart:
                     self._restart_at = pages + CHECKPOINT_PAGES
+                    self._wait = min(2 * self._wait, LONGEST_WAIT)
             else:
                 if restart:
                     self._restart_at = RESTART_PAGES
+                    self._wait = RESTART_WAIT
             finally:
                 connection.set_busy_timeout(BUSY_TIMEOUT)
         return apsw.SQLITE_OK
+
+    def empty(self) -> bool:
+        """Move what a large WAL holds into the database, and cut its file. False when somebody reads it just now."""
+        try:
+            if self._file.stat().st_size <= IDLE_SIZE:
+                return True
+            self._connection.set_busy_timeout(RESTART_WAIT)
+            try:
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            finally:
+                self._connection.set_busy_timeout(BUSY_TIMEOUT)
+        except (OSError, apsw.Error):
+            return False
+        return True

@@ -18,6 +18,7 @@ MAX_BATCH_BYTES = 8 * 1024 * 1024  # a transaction takes no more than this, or o
 MAX_PENDING_BYTES = 4 * 1024 * 1024  # what may wait before those who need no answer have to wait too
 FIRST_RETRY = 0.1  # seconds after a failed commit
 MAX_RETRY = 5.0  # seconds
+REST_PAUSE = 30.0  # seconds without anything to write, after which the store is put in order
 
 
 class Write:
@@ -73,6 +74,7 @@ class StoreWriter:
         self._probes: list[trio.Event] = []
         self._closing = trio.Event()
         self._ended = False
+        self._untidy = False
         self._failure: PipelineEngineError | None = None
         self._retry_pause = FIRST_RETRY
         self.commits = 0
@@ -137,8 +139,7 @@ class StoreWriter:
         task_status.started()
         try:
             while await self._commit_all() and not self._closing.is_set():
-                await self._wake.wait()
-                self._wake = trio.Event()
+                await self._wait_for_work()
         finally:
             self._ended = True
             self._answer(self._probes)
@@ -146,6 +147,15 @@ class StoreWriter:
                 log.error("given up at shutdown: %d operations that the store did not take", len(self._pending))
             self._finish_each(self._pending, self._given_up)
             self._pending.clear()
+
+    async def _wait_for_work(self) -> None:
+        while self._untidy and not self._wake.is_set():
+            with trio.move_on_after(REST_PAUSE):
+                await self._wake.wait()
+            if not self._wake.is_set():
+                self._untidy = not await self._access.call(self._access.store.rest)
+        await self._wake.wait()
+        self._wake = trio.Event()
 
     async def _commit_all(self) -> bool:
         """Commit what waits; False when the store fails at closing time."""
@@ -190,6 +200,7 @@ class StoreWriter:
                 self._finish(batch, exc)
         else:
             self.commits += bool(batch)
+            self._untidy = True
             self._recover()
             self._finish(batch)
 

@@ -13,7 +13,7 @@ from pipeline_engine.errors import StoreError, StoreFullError, UnavailableError
 from pipeline_engine.models import JobId
 from pipeline_engine.store.base import DeleteJobs, Operation
 from pipeline_engine.store.memory import MemoryStore
-from pipeline_engine.store.writer import MAX_PENDING_BYTES, StoreWriter
+from pipeline_engine.store.writer import MAX_PENDING_BYTES, REST_PAUSE, StoreWriter
 
 
 class ScriptedStore(MemoryStore):
@@ -23,6 +23,8 @@ class ScriptedStore(MemoryStore):
         super().__init__()
         self.transactions: list[list[str]] = []
         self.failure: Exception | None = None
+        self.rests: list[bool] = []  # what to answer when the store is to rest
+        self.rested_at: list[float] = []
 
     def write(self, operations: Sequence[Operation]) -> None:
         if self.failure is not None:
@@ -31,6 +33,10 @@ class ScriptedStore(MemoryStore):
         if "poison" in names:
             raise LookupError("poison")
         self.transactions.append(list(names))
+
+    def rest(self) -> bool:
+        self.rested_at.append(trio.current_time())
+        return self.rests.pop(0) if self.rests else True
 
 
 def delete(name: str) -> DeleteJobs:
@@ -272,3 +278,32 @@ async def test_after_its_end_progress_is_not_waited_for(nursery: trio.Nursery) -
     writer.close()
     await wait_all_tasks_blocked()
     await writer.prove_progress()
+
+
+async def test_a_store_rests_once_when_nothing_has_been_written_for_a_while(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    store = ScriptedStore()
+    writer = await start(nursery, store)
+    await trio.sleep(1000)
+    assert store.rested_at == []  # there was nothing to put in order
+    for _ in range(10):
+        await writer.execute(delete("a"))
+        await trio.sleep(REST_PAUSE - 1)
+    last = trio.current_time() - (REST_PAUSE - 1)
+    await trio.sleep(1000)
+    assert store.rested_at == [last + REST_PAUSE]
+
+
+async def test_a_store_that_cannot_rest_just_now_is_asked_again(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    store = ScriptedStore()
+    store.rests = [False, False, True]
+    writer = await start(nursery, store)
+    await writer.execute(delete("a"))
+    began = trio.current_time()
+    await trio.sleep(1000)
+    assert store.rested_at == [began + n * REST_PAUSE for n in (1, 2, 3)]
+    await writer.execute(delete("b"))
+    assert len(store.transactions) == 2
