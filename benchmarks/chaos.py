@@ -195,8 +195,10 @@ FAULT = (
 INTRODUCTION = """# Reliability
 
 Written by `make chaos`, which breaks what can break around a daemon on this machine. A small part of the storm of kills
-runs with the tests, and so do power loss at some 300 points, a full disk and I/O errors at each kind of write
-(tests/integration/store).
+runs with the tests, and so do power loss at some 300 points, a full disk and I/O errors at each kind of write of the
+database and of artifacts, commits that do not end, hundreds of followers that read all the time (tests/integration/store),
+wall clocks that are set by years (tests/unit/test_retention.py, tests/unit/engine/test_recovery.py), and archives that are
+cut or damaged (tests/integration/test_archive.py).
 """
 
 

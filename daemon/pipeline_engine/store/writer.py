@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH_BYTES = 8 * 1024 * 1024  # a transaction takes no more than this, or one operation, at a time
 MAX_PENDING_BYTES = 4 * 1024 * 1024  # what may wait before those who need no answer have to wait too
+MAX_REFUSABLE_BYTES = 64 * 1024 * 1024  # what may wait before new work is refused: a store that is too slow
 FIRST_RETRY = 0.1  # seconds after a failed commit
 MAX_RETRY = 5.0  # seconds
 REST_PAUSE = 30.0  # seconds without anything to write, after which the store is put in order
@@ -74,7 +75,7 @@ class StoreWriter:
         self._probes: list[trio.Event] = []
         self._closing = trio.Event()
         self._ended = False
-        self._untidy = False
+        self._rest_at = float("inf")  # on trio's clock
         self._failure: PipelineEngineError | None = None
         self._retry_pause = FIRST_RETRY
         self.commits = 0
@@ -95,10 +96,13 @@ class StoreWriter:
     ) -> Write:
         """Queue an operation; `on_commit` runs in the trio thread as soon as it is committed.
 
-        `size` is about how many bytes it holds. Raises the store's failure if the operation is refusable.
+        `size` is about how many bytes it holds. If the operation is refusable, raises the store's failure, or
+        UnavailableError when too much waits already.
         """
         if refusable and (failure := self.failure) is not None:
             raise failure
+        if refusable and self._pending_bytes > MAX_REFUSABLE_BYTES:
+            raise UnavailableError("the disk is too slow for what comes in; try again later")
         write = Write(operation, size=size, refusable=refusable, on_commit=on_commit)
         if self._ended:
             write.finish(self._given_up())
@@ -120,7 +124,7 @@ class StoreWriter:
         await trio.lowlevel.checkpoint()
 
     async def prove_progress(self) -> None:
-        """Return when the store was asked once more to write, and answered, be it with an error."""
+        """Return when the store has answered, be it with an error; it is asked to write if it is not writing."""
         probe = trio.Event()
         if self._ended:
             probe.set()
@@ -142,27 +146,26 @@ class StoreWriter:
                 await self._wait_for_work()
         finally:
             self._ended = True
-            self._answer(self._probes)
+            self._answer_probes()
             if self._pending:
                 log.error("given up at shutdown: %d operations that the store did not take", len(self._pending))
             self._finish_each(self._pending, self._given_up)
             self._pending.clear()
 
     async def _wait_for_work(self) -> None:
-        while self._untidy and not self._wake.is_set():
-            with trio.move_on_after(REST_PAUSE):
-                await self._wake.wait()
-            if not self._wake.is_set():
-                self._untidy = not await self._access.call(self._access.store.rest)
-        await self._wake.wait()
-        self._wake = trio.Event()
+        """Return when something may wait; in between the store is put in order, once after it was written."""
+        with trio.move_on_at(self._rest_at):
+            await self._wake.wait()
+            self._wake = trio.Event()
+            return
+        rested = await self._access.call(self._access.store.rest)
+        self._rest_at = float("inf") if rested else trio.current_time() + REST_PAUSE
 
     async def _commit_all(self) -> bool:
         """Commit what waits; False when the store fails at closing time."""
         while self._pending or self._probes or self._failure is not None:
-            probes, self._probes = self._probes, []
             await self._commit(self._take_batch())
-            self._answer(probes)
+            self._answer_probes()
             if self._failure is not None:
                 if self._closing.is_set():
                     return False
@@ -199,12 +202,14 @@ class StoreWriter:
                 log.exception("an operation that the store can never take")
                 self._finish(batch, exc)
         else:
-            self.commits += bool(batch)
-            self._untidy = True
+            if batch:
+                self.commits += 1
+                self._rest_at = trio.current_time() + REST_PAUSE
             self._recover()
             self._finish(batch)
 
-    def _answer(self, probes: Iterable[trio.Event]) -> None:
+    def _answer_probes(self) -> None:
+        probes, self._probes = self._probes, []
         for probe in probes:
             probe.set()
 

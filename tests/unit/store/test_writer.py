@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -11,9 +12,18 @@ from trio.testing import wait_all_tasks_blocked
 
 from pipeline_engine.errors import StoreError, StoreFullError, UnavailableError
 from pipeline_engine.models import JobId
-from pipeline_engine.store.base import DeleteJobs, Operation
+from pipeline_engine.store.access import StoreAccess
+from pipeline_engine.store.base import DeleteJobs, Operation, Store
 from pipeline_engine.store.memory import MemoryStore
-from pipeline_engine.store.writer import MAX_PENDING_BYTES, REST_PAUSE, StoreWriter
+from pipeline_engine.store.writer import (
+    MAX_BATCH_BYTES,
+    MAX_PENDING_BYTES,
+    MAX_REFUSABLE_BYTES,
+    REST_PAUSE,
+    StoreWriter,
+)
+
+T = TypeVar("T")
 
 
 class ScriptedStore(MemoryStore):
@@ -273,6 +283,56 @@ async def test_a_store_that_hangs_makes_none(
     writer.close()
 
 
+class SlowAccess(StoreAccess):
+    """Each call takes a while, on trio's clock."""
+
+    seconds = 0.0
+
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        await trio.sleep(self.seconds)
+        return await super().call(function, *arguments)
+
+
+async def start_slowly(nursery: trio.Nursery, store: Store, seconds: float) -> StoreWriter:
+    writer = StoreWriter(store=store)
+    writer._access = SlowAccess(store, threads=1)
+    writer._access.seconds = seconds
+    await nursery.start(writer.run)
+    return writer
+
+
+async def test_a_slow_store_makes_progress_with_every_commit_that_ends(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    writer = await start_slowly(nursery, ScriptedStore(), seconds=12)
+    for _ in range(10):
+        writer.post(delete("a"), size=MAX_BATCH_BYTES)
+    await trio.sleep(5)
+    began = trio.current_time()
+    await writer.prove_progress()
+    assert trio.current_time() - began == 7  # the commit under way is enough of an answer
+    writer.close()
+
+
+async def test_what_waits_for_a_slow_store_is_bounded_by_refusals(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    store = ScriptedStore()
+    writer = await start_slowly(nursery, store, seconds=5)
+    size = 1024 * 1024
+    accepted = MAX_REFUSABLE_BYTES // size + 1
+    for _ in range(accepted):
+        writer.post(delete("new"), size=size, refusable=True)
+    with pytest.raises(UnavailableError, match="the disk is too slow"):
+        writer.post(delete("new"), size=size, refusable=True)
+    writer.post(delete("of a job that runs"), size=size)
+    await trio.sleep(1000)
+    writer.post(delete("new"), size=size, refusable=True)
+    await trio.sleep(1000)
+    assert sum(map(len, store.transactions)) == accepted + 2
+    writer.close()
+
+
 async def test_after_its_end_progress_is_not_waited_for(nursery: trio.Nursery) -> None:
     writer = await start(nursery, ScriptedStore())
     writer.close()
@@ -290,6 +350,7 @@ async def test_a_store_rests_once_when_nothing_has_been_written_for_a_while(
     for _ in range(10):
         await writer.execute(delete("a"))
         await trio.sleep(REST_PAUSE - 1)
+        await writer.prove_progress()  # writes nothing that counts
     last = trio.current_time() - (REST_PAUSE - 1)
     await trio.sleep(1000)
     assert store.rested_at == [last + REST_PAUSE]
