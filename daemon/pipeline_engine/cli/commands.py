@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "init": ("pipeline_engine.cli.init", "Write a first pipeline to start from."),
     "convert": ("pipeline_engine.cli.convert", "Translate the Go templates of version 0.2."),
     "doctor": ("pipeline_engine.cli.doctor", "Check the installation, the daemon and its model servers."),
+    "mcp": ("pipeline_engine.cli.mcp", "Serve agents and editors over the Model Context Protocol (stdio)."),
     "systemd": ("pipeline_engine.cli.systemd", "Install or remove the units for systemd."),
 }
 
