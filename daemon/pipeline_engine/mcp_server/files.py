@@ -40,10 +40,8 @@ class FileAccess:
             raise InvalidRequestError([Problem(path, "is not the name of a file")]) from exc
 
     def _read(self, name: str) -> bytes:
-        # What a link leads to was looked up above, and must not be replaced by another link now; a pipe must not block.
-        descriptor = os.open(self._find(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with open(self._find(name), "rb", opener=_open) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise _RefusedError(f"{name} is not a regular file")
             data = file.read(LARGEST + 1)
         if len(data) > LARGEST:
@@ -66,3 +64,8 @@ class FileAccess:
 
 class _RefusedError(Exception):
     """The file may not be read."""
+
+
+def _open(path: str, flags: int) -> int:
+    # What a link leads to has been looked up, and must not be replaced by another link now; a pipe must not block.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

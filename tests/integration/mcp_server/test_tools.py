@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 from mcp import Client, MCPError
-from mcp.types import ImageContent, TextResourceContents
+from mcp.types import BlobResourceContents, ImageContent, ResourceLink, TextResourceContents
 from tests.daemon_process import DaemonProcess
 from tests.mcp_setting import SLOW, WORDS, agent_in_process, call, text_of
 from tests.scripted_server import Reply, open_server
@@ -209,29 +209,38 @@ async def test_what_is_wrong_is_told_to_the_model(agent: Client) -> None:
         await agent.call_tool("unknown", {})
 
 
-async def test_images_are_shown(agent: Client, engine: AsyncPipelineEngineClient) -> None:
-    answer = {"data": [{"b64_json": base64.b64encode(PNG).decode()}]}
+async def make_artifact(agent: Client, engine: AsyncPipelineEngineClient, content: bytes) -> tuple[str, dict[str, Any]]:
+    """The id of a job that has made a file of that content, and what its item tells of it."""
     step = {"id": "i", "kind": "image", "provider_profile_id": "draws", "output_type": "image", "export": True}
     pipeline = {"type": "image.v1", "steps": [{**step, "prompt": {"user": "a dot"}}]}
-    async with open_server(Reply.json(answer)) as server:
-        await engine.upsert_provider_profile(
-            {"id": "draws", "kind": "image", "base_uri": server.url, "default_model": "m"}
-        )
+    async with open_server(Reply.json({"data": [{"b64_json": base64.b64encode(content).decode()}]})) as server:
+        profile = {"id": "draws", "kind": "image", "base_uri": server.url, "default_model": "m"}
+        await engine.upsert_provider_profile(profile)
         made = await call(agent, "run_pipeline", pipeline=pipeline)
-        [artifact] = made["items"][0]["artifacts"]
-        job_id = made["job"]["id"]
-        names = {"job_id": job_id, "artifact_id": artifact["artifact_id"]}
-        result = await agent.call_tool("get_artifact", names)
-        assert result.structured_content == {"artifact": artifact, "step_id": "i"}
-        assert artifact["mime_type"] == "image/png"
-        image = result.content[1]
-        assert isinstance(image, ImageContent)
-        assert (base64.b64decode(image.data), image.mime_type) == (PNG, "image/png")
-        uri = f"pipeline-engine://jobs/{job_id}/artifacts/{artifact['artifact_id']}"
-        [contents] = (await agent.read_resource(uri)).contents
-        assert base64.b64decode(contents.blob) == PNG  # type: ignore[union-attr]
-        missing = await agent.call_tool("get_artifact", {"job_id": job_id, "artifact_id": "0" * 64})
-        assert artifact["artifact_id"] in text_of(missing)
+    [artifact] = made["items"][0]["artifacts"]
+    return made["job"]["id"], artifact
+
+
+async def test_images_are_shown(agent: Client, engine: AsyncPipelineEngineClient) -> None:
+    job_id, artifact = await make_artifact(agent, engine, PNG)
+    result = await agent.call_tool("get_artifact", {"job_id": job_id, "artifact_id": artifact["artifact_id"]})
+    assert result.structured_content == {"artifact": artifact, "step_id": "i"}
+    image = result.content[1]
+    assert isinstance(image, ImageContent)
+    assert (base64.b64decode(image.data), image.mime_type) == (PNG, "image/png")
+    missing = await agent.call_tool("get_artifact", {"job_id": job_id, "artifact_id": "0" * 64})
+    assert artifact["artifact_id"] in text_of(missing)
+
+
+async def test_large_images_are_linked_and_read_as_resources(agent: Client, engine: AsyncPipelineEngineClient) -> None:
+    large = PNG + bytes(4_000_000)
+    job_id, artifact = await make_artifact(agent, engine, large)
+    result = await agent.call_tool("get_artifact", {"job_id": job_id, "artifact_id": artifact["artifact_id"]})
+    link = result.content[1]
+    assert isinstance(link, ResourceLink)
+    [contents] = (await agent.read_resource(link.uri)).contents
+    assert isinstance(contents, BlobResourceContents)
+    assert base64.b64decode(contents.blob) == large
 
 
 async def test_pipelines_and_jobs_are_resources(agent: Client) -> None:
