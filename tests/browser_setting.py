@@ -9,6 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
+from queue import SimpleQueue
+
+import trio
+from tests.scripted_server import Reply as ModelReply
+from tests.scripted_server import ScriptedServer, open_server
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [
@@ -58,6 +63,29 @@ def open_http_server(answer: Callable[[str, str, bytes], Reply]) -> Iterator[int
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield server.server_address[1]
-        server.shutdown()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def open_model_server(*replies: ModelReply) -> Iterator[ScriptedServer]:
+    """A scripted server on a trio of its own: Playwright's calls, which wait, have this thread."""
+    started: SimpleQueue[tuple[ScriptedServer, trio.Event, trio.lowlevel.TrioToken]] = SimpleQueue()
+
+    async def main() -> None:
+        async with open_server(*replies) as server:
+            end = trio.Event()
+            started.put((server, end, trio.lowlevel.current_trio_token()))
+            await end.wait()
+
+    thread = threading.Thread(target=trio.run, args=(main,))
+    thread.start()
+    server, end, token = started.get(timeout=10)
+    try:
+        yield server
+    finally:
+        token.run_sync_soon(end.set)
         thread.join()

@@ -9,7 +9,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from pipeline_engine.api import jobs, streams
+from pipeline_engine.api import jobs, streams, web_page
 from pipeline_engine.api.calls import Answer, Route
 from pipeline_engine.api.context import Api
 from pipeline_engine.api.direct import DirectCalls
@@ -31,7 +31,7 @@ def create_app(api: Api) -> AsgiApp:
     )
     app.url_map.merge_slashes = False  # it would redirect, in HTML
     app.register_error_handler(HTTPException, _refuse)
-    for route in ROUTES:
+    for route in (*ROUTES, *web_page.ROUTES):
         rule = re.sub(r"\{(\w+)\}", r"<\1>", route.path)
         endpoint = f"{route.method} {route.path}"
         app.add_url_rule(rule, endpoint=endpoint, view_func=_view(api, route), methods=[route.method])

@@ -12,6 +12,7 @@ import trio
 
 from pipeline_engine.api.calls import Answer, Call, Route
 from pipeline_engine.api.context import Api
+from pipeline_engine.api.etags import client_has
 from pipeline_engine.errors import NotFoundError
 from pipeline_engine.models import JobId
 from pipeline_engine.providers.mime import sniff_mime
@@ -33,7 +34,7 @@ async def get_artifact(api: Api, call: Call) -> Answer:
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "private, max-age=31536000, immutable",
     }
-    if _matches(call.headers.get("if-none-match", ""), etag):
+    if client_has(etag, call.headers):
         return Answer(status=304, headers=headers)
     look = partial(_look_at, local.artifacts.path(artifact))
     try:
@@ -47,11 +48,6 @@ async def get_artifact(api: Api, call: Call) -> Answer:
         body=_pieces(local.artifacts.path(artifact), api.workers),
         headers={**headers, "Content-Length": str(size), "Content-Disposition": disposition},
     )
-
-
-def _matches(if_none_match: str, etag: str) -> bool:
-    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return etag in tags or "*" in tags
 
 
 def _look_at(path: Path) -> tuple[int, bytes]:

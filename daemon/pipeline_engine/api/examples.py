@@ -239,6 +239,8 @@ BODIES: dict[str, JsonObject] = {
     "update_engine_config": {"debug": {"value": {"log_level": "debug"}}},
 }
 
+_LINKS = {"health": "/health", "openapi": "/openapi.json", "ui": "/ui/"}
+
 #: For each operation and status, its examples by media type and name.
 ANSWERS: dict[tuple[str, int], dict[str, JsonObject]] = {
     ("create_job", 200): {**_one({"job": _FINISHED}), **_STREAMS},
@@ -274,6 +276,7 @@ ANSWERS: dict[tuple[str, int], dict[str, JsonObject]] = {
     },
     ("get_pipeline_graph", 200): _one('flowchart TD\n    s0(["Decisions (llm)"])\n', "text/plain"),
     ("update_engine_config", 200): _one({"log_level": "debug", "http.heartbeat_s": 15.0}),
+    ("get_index", 200): _one({"name": "Pipeline Engine", "version": __version__, "links": _LINKS}),
     ("get_health", 200): _one({"status": "ok", "version": __version__, "uptime_sec": 81.25}),
     ("get_readiness", 200): _one({"status": "ready"}),
     ("get_metrics", 200): _one(

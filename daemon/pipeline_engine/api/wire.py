@@ -62,6 +62,12 @@ class EngineSettingsRequest(FrozenWire, frozen=True, kw_only=True):
 # --- bodies of answers
 
 
+class Index(msgspec.Struct, kw_only=True):
+    name: str
+    version: str
+    links: dict[str, str]
+
+
 class Health(msgspec.Struct, kw_only=True):
     status: Literal["ok"] = "ok"
     version: str

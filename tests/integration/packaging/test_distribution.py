@@ -96,7 +96,8 @@ def test_the_wheel_holds_every_file_of_both_packages_and_no_other(built: Built) 
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert {name for name in contents(built.wheel) if ".dist-info/" not in name} == ours
-    assert {"pipeline_engine/store/schema.sql", "pipeline_engine_sdk/py.typed"} <= ours
+    data = {"pipeline_engine/store/schema.sql", "pipeline_engine/web/index.html", "pipeline_engine_sdk/py.typed"}
+    assert data <= ours
 
 
 def test_the_sdist_can_be_tested(built: Built) -> None:

@@ -59,7 +59,7 @@ def test_operations_have_names_of_their_own_which_are_those_of_the_sdk() -> None
     names = [call["operationId"] for call in operations()]
     assert len(names) == len(set(names))
     beyond_the_sdk = {
-        "get_health", "get_readiness", "get_prometheus_metrics", "get_openapi", "get_pipeline_graph"
+        "get_health", "get_readiness", "get_prometheus_metrics", "get_index", "get_openapi", "get_pipeline_graph"
     }  # fmt: skip
     assert {name for name in names if not hasattr(PipelineEngineClient, name)} == beyond_the_sdk
 
