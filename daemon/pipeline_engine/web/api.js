@@ -30,7 +30,8 @@ export async function request(path, { method = "GET", body, headers = {}, signal
       throw new ApiError(0, { code: "unreachable", message: "The daemon cannot be reached." });
     });
     if (response.ok) return response;
-    const { error } = await response.json().catch(() => ({ error: { code: "internal", message: response.statusText } }));
+    const none = { error: { code: "internal", message: `The daemon answered ${response.status}.` } };
+    const { error } = await response.json().catch(() => none);
     if (response.status !== 401) throw new ApiError(response.status, error);
     if (sessionStorage.getItem(KEY) === key) await askForKey(key !== null); // else it has changed meanwhile
   }

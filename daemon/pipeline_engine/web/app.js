@@ -8,7 +8,14 @@ import { showPipeline, showPipelines } from "./pipelines.js";
 import { showRun } from "./run.js";
 import { showProviders, showStatus } from "./status.js";
 
-const VIEWS = { jobs: [showJobs, showJob], run: [showRun, showRun], pipelines: [showPipelines, showPipeline], providers: [showProviders], status: [showStatus] };
+/** The views of each page, by how many parts its address has after the name. */
+const VIEWS = {
+  jobs: [showJobs, showJob],
+  run: [showRun, showRun],
+  pipelines: [showPipelines, showPipeline],
+  providers: [showProviders],
+  status: [showStatus],
+};
 
 const main = document.querySelector("#main");
 let current = new AbortController();
@@ -19,6 +26,7 @@ async function show() {
   const { signal } = current;
   const [name, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decode);
   const view = VIEWS[name || "jobs"]?.[rest.length];
+  document.title = "Pipeline Engine";
   for (const anchor of document.querySelectorAll("nav a")) {
     if (anchor.hash === `#/${name || "jobs"}`) anchor.setAttribute("aria-current", "page");
     else anchor.removeAttribute("aria-current");

@@ -33,17 +33,28 @@ export function duration(from, to) {
 
 export function spell(seconds) {
   const whole = Math.floor(seconds);
-  const parts = [[Math.floor(whole / 86400), "d"], [Math.floor(whole / 3600) % 24, "h"], [Math.floor(whole / 60) % 60, "min"], [whole % 60, "s"]];
+  const [minutes, hours] = [Math.floor(whole / 60), Math.floor(whole / 3600)];
+  const parts = [[Math.floor(hours / 24), "d"], [hours % 24, "h"], [minutes % 60, "min"], [whole % 60, "s"]];
   const first = parts.findIndex(([count]) => count > 0);
   return first < 0 ? "0 s" : parts.slice(first, first + 2).map((part) => part.join(" ")).join(" ");
 }
 
 export const count = (number, word) => `${number.toLocaleString()} ${word}${number === 1 ? "" : "s"}`;
 
+/** The tokens of prompts and of answers; "" if there are none. */
 export const tokens = (usage) =>
   usage && usage.prompt_tokens + usage.completion_tokens > 0
-    ? `${usage.prompt_tokens.toLocaleString()} + ${count(usage.completion_tokens, "token")}`
+    ? `${usage.prompt_tokens.toLocaleString()} in, ${usage.completion_tokens.toLocaleString()} out`
     : "";
+
+export const labelsOf = (job) =>
+  [...(job.dry_run ? [["dry run", null]] : []), ...Object.entries(job.labels)].map(([name, value]) =>
+    h("span", { class: "label" }, value === null ? name : `${name}: ${value}`));
+
+/** A table in a box that can be scrolled sideways. */
+export const table = (kind, columns, body) =>
+  h("div", { class: "scroll", tabindex: "0" }, h("table", { class: kind },
+    h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col" }, name)))), body));
 
 const SHOWN = 100_000; // characters; more would make the page slow, and few read so far
 
@@ -57,7 +68,7 @@ export function textBox(text, attributes = {}) {
 }
 
 export const facts = (pairs) =>
-  h("dl", { class: "facts" }, pairs.filter(([, value]) => value !== "" && value !== null && value !== undefined)
+  h("dl", { class: "facts" }, pairs.filter(([, value]) => value !== undefined && value !== null && value.length !== 0)
     .map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 
 export const problem = (error) => h("div", { class: "problem", role: "alert" }, error.message);

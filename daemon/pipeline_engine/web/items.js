@@ -1,7 +1,7 @@
 // Shows finished items: texts, JSON, images, and what else the steps made.
 
 import { jobPath, request } from "./api.js";
-import { h, tokens, textBox } from "./dom.js";
+import { h, problem, textBox, tokens } from "./dom.js";
 
 const PAGE = 50; // items that are shown at a time: a step may have ten thousand
 
@@ -41,8 +41,15 @@ export class ItemList {
 
 function drawItem(item, job, signal) {
   const { data } = item;
-  const about = [data.provider, data.model, tokens(data.usage), data.latency_ms ? `${(data.latency_ms / 1000).toFixed(1)} s` : "",
-    data.finish_reason && data.finish_reason !== "stop" ? data.finish_reason : "", item.tag].filter(Boolean);
+  const used = tokens(data.usage);
+  const about = [
+    data.provider,
+    data.model,
+    used && `tokens: ${used}`,
+    data.latency_ms && `${(data.latency_ms / 1000).toFixed(1)} s`,
+    data.finish_reason !== "stop" && data.finish_reason,
+    item.tag,
+  ].filter(Boolean);
   return h("article", {}, h("h3", {}, item.label, h("span", { class: "dim" }, about.join(" · "))),
     (data.warnings ?? []).map((one) => h("p", { class: "warning" }, one.message ?? one.code)),
     data.artifact ? drawArtifact(data.artifact, item.label, job, signal) : "",
@@ -51,7 +58,8 @@ function drawItem(item, job, signal) {
 }
 
 function content(data) {
-  if (data.embedding) return h("p", { class: "dim" }, `a vector of ${data.dimensions ?? data.embedding.length} dimensions`);
+  const dimensions = data.dimensions ?? data.embedding?.length;
+  if (data.embedding) return h("p", { class: "dim" }, `a vector of ${dimensions} dimensions`);
   if (data.json !== undefined && data.json !== null) return textBox(JSON.stringify(data.json, null, 2));
   return data.text ? textBox(data.text) : "";
 }
@@ -73,9 +81,14 @@ function drawArtifact(artifact, label, job, signal) {
     return address;
   };
   const size = `${artifact.mime_type}, ${artifact.bytes.toLocaleString()} bytes`;
-  const save = h("button", { type: "button", onclick: async () => h("a", { href: await fetched(), download: artifact.id }).click() }, `Save (${size})`);
+  const open = async () => h("a", { href: await fetched(), download: artifact.id }).click();
+  const wrong = (error) => signal.aborted || save.replaceWith(problem(error));
+  const save = h("button", { type: "button", onclick: () => open().catch(wrong) }, `Save (${size})`);
   if (!artifact.mime_type.startsWith("image/")) return save;
   const image = h("img", { alt: label, class: "artifact" });
-  fetched().then((address) => (image.src = address), () => signal.aborted || image.replaceWith("The image cannot be shown."));
+  fetched().then(
+    (address) => (image.src = address),
+    (error) => signal.aborted || image.replaceWith(problem(error)),
+  );
   return h("div", {}, image, h("p", {}, save));
 }

@@ -1,7 +1,8 @@
 // One job: its steps, what they say while they run, what they made, and what can be done with it.
 
 import { call, follow, jobPath } from "./api.js";
-import { badge, count, duration, facts, h, link, problem, soon, textBox, tokens, when } from "./dom.js";
+import { badge, count, duration, facts, h, labelsOf, link } from "./dom.js";
+import { problem, soon, table, textBox, tokens, when } from "./dom.js";
 import { drawGraph } from "./graph.js";
 import { ItemList } from "./items.js";
 import { LiveItems } from "./live.js";
@@ -19,29 +20,33 @@ export async function showJob(place, signal, id) {
 
   const head = h("div");
   const graph = h("div", { class: "scroll" });
-  const table = h("tbody");
+  const body = h("tbody");
   const rows = new Map();
   const live = new LiveItems((step) => steps.get(step)?.name || step);
   const results = new ItemList("Result", id, signal);
   const others = new ItemList("All items", id, signal);
   const message = h("div");
-  const cancel = h("button", { type: "button", class: "danger", onclick: () => act(cancel, async () => update((await call(`${jobPath(id)}/cancel`, { method: "POST", body: { reason: "cancelled in the web page" }, signal })).job)) }, "Cancel");
+  const told = h("p", { class: "unseen", role: "status" }); // for those who listen: `head` is drawn each second
+  const cancel = button("Cancel", "danger", async () => {
+    const body = { reason: "cancelled in the web page" };
+    update((await call(`${jobPath(id)}/cancel`, { method: "POST", body, signal })).job);
+  });
   const rerun = h("button", { type: "button", "aria-haspopup": "dialog", onclick: () => openRerun() }, "Run again …");
-  const remove = h("button", { type: "button", class: "danger", onclick: () => confirm("Delete this job and all that it made?") && act(remove, async () => {
+  const remove = button("Delete", "danger", async () => {
+    if (!confirm("Delete this job and all that it made?")) return;
     await call(jobPath(id), { method: "DELETE", signal });
     location.hash = "#/jobs";
-  }) }, "Delete");
-  const all = h("button", { type: "button", onclick: () => act(all, async () => {
+  });
+  const all = button("Show the items of all steps", null, async () => {
     const { checkpoints } = await call(`${jobPath(id)}/checkpoints`, { signal });
     others.set(checkpoints.map((one) => one.result));
     if (!checkpoints.length) message.replaceChildren(h("p", { class: "empty" }, "No step has made an item."));
-  }) }, "Show the items of all steps");
+  });
 
   place.append(
     h("div", { class: "title" }, h("h1", {}, job.pipeline_type), h("p", { class: "actions" }, cancel, rerun, remove)),
-    message, head, graph,
-    h("div", { class: "scroll" }, h("table", { class: "steps" },
-      h("thead", {}, h("tr", {}, ["Step", "Status", "Items", "Took", "Tokens", "Needs"].map((name) => h("th", { scope: "col" }, name)))), table)),
+    message, told, head, graph,
+    table("steps", ["Step", "Status", "Items", "Took", "Tokens", "Needs"], body),
     live.node, results.node, h("p", { class: "actions" }, all), others.node, drawInput(input));
 
   function update(changed) {
@@ -53,29 +58,28 @@ export async function showJob(place, signal, id) {
 
   function draw() {
     document.title = `${job.status}: ${job.pipeline_type}`;
+    if (told.textContent !== job.status) told.textContent = job.status;
     cancel.hidden = isFinal(job);
     remove.hidden = !isFinal(job);
-    const parent = job.parent_job_id && [link(["jobs", job.parent_job_id], job.parent_job_id), job.rerun_from_step ? ` from ${job.rerun_from_step}` : ""];
-    head.replaceChildren(
-      facts([["Status", badge(job.status)], ["Job", h("code", {}, id)], ["Created", when(job.created_at)], ["Took", duration(job.started_at, job.finished_at)],
-        ["Tokens", tokens(job.usage)], ["Priority", job.priority || ""], ["Restarts", job.restarts || ""], ["Run again of", parent], ["Dry run", job.dry_run ? "yes" : ""],
-        ["Labels", Object.entries(job.labels).map(([name, value]) => h("span", { class: "label" }, `${name}: ${value}`))]].filter(([, value]) => value?.length !== 0)),
-      job.error ? drawError(job.error) : "");
+    head.replaceChildren(drawFacts(job), job.error ? drawError(job.error) : "");
     if (definition) graph.replaceChildren(drawGraph(definition.steps, (step) => steps.get(step)?.status ?? ""));
     for (const one of steps.values()) {
       const row = rows.get(one.step_id) ?? h("tr");
-      if (!rows.has(one.step_id)) table.append(row);
+      if (!rows.has(one.step_id)) body.append(row);
       rows.set(one.step_id, row);
       drawStep(row, one, notes.get(one.step_id), needs.get(one.step_id));
     }
   }
 
-  /** Do what a button stands for; what goes wrong is told above. */
-  async function act(button, work) {
-    button.disabled = true;
-    message.replaceChildren();
-    await work().catch((error) => signal.aborted || message.replaceChildren(problem(error)));
-    button.disabled = false;
+  /** A button that does `work`; what goes wrong is told above. */
+  function button(text, kind, work) {
+    const node = h("button", { type: "button", class: kind, onclick: async () => {
+      node.disabled = true;
+      message.replaceChildren();
+      await work().catch((error) => signal.aborted || message.replaceChildren(problem(error)));
+      node.disabled = false;
+    } }, text);
+    return node;
   }
 
   function openRerun() {
@@ -87,13 +91,16 @@ export async function showJob(place, signal, id) {
     const form = h("form", { onsubmit: (event) => {
       event.preventDefault();
       go.disabled = true;
-      call(`${jobPath(id)}/rerun`, { method: "POST", body: { from_step_id: from.value || null, reuse_upstream: reuse.checked }, signal })
+      const body = { from_step_id: from.value || null, reuse_upstream: reuse.checked };
+      call(`${jobPath(id)}/rerun`, { method: "POST", body, signal })
         .then((answer) => (dialog.close(), (location.hash = `#/jobs/${answer.job.id}`)))
         .catch((error) => (wrong.replaceChildren(problem(error)), (go.disabled = false)));
     } }, h("h2", { id: "rerun-title" }, "Run again"),
       h("label", { for: "from" }, "From ", from),
       h("label", { for: "reuse" }, reuse, " Keep what succeeded and does not depend on that"),
-      wrong, h("p", { class: "actions" }, h("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, "Leave it"), go));
+      wrong,
+      h("p", { class: "actions" },
+        h("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, "Leave it"), go));
     const dialog = h("dialog", { "aria-labelledby": "rerun-title", onclose: () => dialog.remove() }, form);
     place.append(dialog);
     dialog.showModal();
@@ -133,35 +140,60 @@ export async function showJob(place, signal, id) {
 
 /** The definition as it is now, if it still has the steps of this job: only to show what depends on what. */
 async function definitionOf(job, signal) {
-  const definition = await call(`v1/config/pipelines/${encodeURIComponent(job.pipeline_type)}`, { signal }).catch(() => null);
+  const path = `v1/config/pipelines/${encodeURIComponent(job.pipeline_type)}`;
+  const definition = await call(path, { signal }).catch(() => null);
   const ids = (list, key) => list.map((one) => one[key]).join(" ");
   return definition && ids(definition.steps, "id") === ids(job.step_executions, "step_id") ? definition : null;
 }
 
+function drawFacts(job) {
+  return facts([
+    ["Status", badge(job.status)],
+    ["Job", h("code", {}, job.id)],
+    ["Created", when(job.created_at)],
+    ["Took", duration(job.started_at, job.finished_at)],
+    ["Tokens", tokens(job.usage)],
+    ["Priority", job.priority || ""],
+    ["Restarts", job.restarts || ""],
+    ["Run again of", job.parent_job_id && link(["jobs", job.parent_job_id], job.parent_job_id)],
+    ["From the step", job.rerun_from_step],
+    ["Labels", labelsOf(job)],
+  ]);
+}
+
 function drawStep(row, one, note, needs) {
   const items = one.items_total > 1 ? `${one.items_done} / ${one.items_total}` : one.items_done || "";
-  const more = [note, one.attempts > 1 ? `attempt ${one.attempts}` : "", one.reused_from ? "kept" : "", one.errors?.length ? count(one.errors.length, "error") : ""].filter(Boolean).join(", ");
+  const more = [
+    note,
+    one.attempts > 1 && `attempt ${one.attempts}`,
+    one.reused_from && "kept",
+    one.errors?.length && count(one.errors.length, "error"),
+  ].filter(Boolean).join(", ");
   const took = one.started_at ? duration(one.started_at, one.finished_at) : "";
   row.replaceChildren(...[
-    [one.name || one.step_id, one.error ? h("p", { class: "problem" }, one.error.message) : ""],
+    [one.name || one.step_id, one.reason ? h("p", { class: "dim" }, one.reason) : "", one.error ? h("p", { class: "problem" }, one.error.message) : ""],
     [badge(one.status), h("span", { class: "dim" }, more && ` ${more}`)],
     items, took, tokens(one.usage), needs?.join(", ") ?? "",
   ].map((content) => h("td", {}, content)));
 }
 
 function drawError({ code, message, details }) {
-  return h("div", { class: "problem" }, h("strong", {}, code), ` ${message}`,
-    details && Object.keys(details).length ? h("details", {}, h("summary", {}, "Details"), textBox(JSON.stringify(details, null, 2))) : "");
+  const more = Object.keys(details ?? {}).length > 0 &&
+    h("details", {}, h("summary", {}, "Details"), textBox(JSON.stringify(details, null, 2)));
+  return h("div", { class: "problem" }, h("strong", {}, code), ` ${message}`, more);
 }
 
 function drawInput({ sources, options }) {
   const source = (one) => {
-    const details = h("details", {}, h("summary", {}, one.label || one.kind, h("span", { class: "dim" }, ` ${one.kind}`)));
+    const title = h("summary", {}, one.label || one.kind, h("span", { class: "dim" }, one.label ? ` ${one.kind}` : ""));
+    const details = h("details", {}, title);
     const text = one.content_base64 ? `${count(one.content_base64.length, "character")} of base64` : one.content;
     details.addEventListener("toggle", () => details.append(textBox(text)), { once: true });
     return details;
   };
   return h("section", { "aria-label": "Input" }, h("h2", {}, "Input"), sources.map(source),
-    Object.keys(options).length ? textBox(JSON.stringify(options, null, 2)) : "",
+    Object.keys(options).length
+      ? h("details", { open: true }, h("summary", {}, "Options"), textBox(JSON.stringify(options, null, 2)))
+      : "",
     !sources.length && !Object.keys(options).length ? h("p", { class: "empty" }, "None.") : "");
 }

@@ -1,7 +1,7 @@
 // The list of jobs: newest first, a page at a time, kept up to date while it is seen.
 
 import { call, poll } from "./api.js";
-import { badge, duration, h, link, tokens, when } from "./dom.js";
+import { badge, duration, h, labelsOf, link, table, tokens, when } from "./dom.js";
 
 const STATUSES = ["queued", "running", "succeeded", "failed", "cancelled"];
 const PAGE = 25;
@@ -17,13 +17,11 @@ export async function showJobs(place, signal) {
   const empty = h("p", { class: "empty", hidden: true }, "No jobs here. ", link(["run"], "Run a pipeline"), ".");
   const newer = h("button", { type: "button", onclick: () => (cursors.pop(), load()) }, "Newer");
   const older = h("button", { type: "button", onclick: () => (cursors.push(next), load()) }, "Older");
+  const pages = h("p", { class: "actions", hidden: true }, newer, older);
   place.append(
     h("div", { class: "title" }, h("h1", {}, "Jobs"), h("label", { for: "status" }, "Status ", status)),
-    h("div", { class: "scroll" }, h("table", { class: "jobs" },
-      h("thead", {}, h("tr", {}, ["Status", "Pipeline", "Job", "Created", "Took", "Tokens"].map((one) => h("th", { scope: "col" }, one)))),
-      body)),
-    empty,
-    h("p", { class: "actions" }, newer, older));
+    table("jobs", ["Status", "Pipeline", "Job", "Created", "Took", "Tokens"], body),
+    empty, pages);
 
   async function load() {
     const asked = `${cursors.at(-1)} ${status.value}`;
@@ -35,8 +33,10 @@ export async function showJobs(place, signal) {
     rows = new Map(jobs.map((job) => [job.id, draw(job, kept.get(job.id))]));
     const wanted = [...rows.values()].map((row) => row.node);
     // Rows that stay are not moved: that would take the focus away.
-    if (wanted.length !== body.children.length || wanted.some((node, index) => node !== body.children[index])) body.replaceChildren(...wanted);
+    const same = wanted.length === body.children.length && wanted.every((node, index) => node === body.children[index]);
+    if (!same) body.replaceChildren(...wanted);
     empty.hidden = jobs.length > 0;
+    pages.hidden = cursors.length === 1 && next === null;
     newer.disabled = cursors.length === 1;
     older.disabled = next === null;
   }
@@ -50,12 +50,13 @@ function draw(job, row) {
   const text = `${job.status} ${job.updated_at} ${took}`;
   if (row?.text === text) return row;
   const node = row?.node ?? h("tr");
-  const labels = Object.entries(job.labels).map(([name, value]) => h("span", { class: "label" }, `${name}: ${value}`));
-  const cells = [badge(job.status), [job.pipeline_type, labels], null, when(job.created_at), took, tokens(job.usage)];
+  const cells = [badge(job.status), null, null, when(job.created_at), took, tokens(job.usage)];
   if (row) {
-    cells.forEach((content, index) => content === null || node.cells[index].replaceChildren(...[content].flat(2)));
+    cells.forEach((content, index) => content === null || node.cells[index].replaceChildren(content));
   } else {
-    cells[2] = link(["jobs", job.id], job.id);
+    // These never change: so the focus can stay on a link.
+    cells[1] = [link(["jobs", job.id], job.pipeline_type), " ", labelsOf(job)];
+    cells[2] = job.id;
     node.append(...cells.map((content) => h("td", {}, content)));
   }
   return { node, text };

@@ -25,16 +25,20 @@ class GrowingText {
   }
 
   draw() {
+    const { scrollHeight, scrollTop, clientHeight } = this.node;
+    const atEnd = scrollHeight - scrollTop - clientHeight < 40; // pixels: who has scrolled up to read stays there
     let text = this.waiting.join("");
     this.waiting = [];
     while (text) {
       if (!this.last) this.node.append(h("div", {}, (this.last = document.createTextNode(""))));
       // A block ends with a line, whose break the end of the block is.
-      const end = this.last.length + text.length > BLOCK ? text.indexOf("\n", Math.max(0, BLOCK - this.last.length)) : -1;
+      const room = BLOCK - this.last.length;
+      const end = text.length > room ? text.indexOf("\n", Math.max(0, room)) : -1;
       this.last.appendData(end < 0 ? text : text.slice(0, end) || "\n");
       text = end < 0 ? "" : text.slice(end + 1);
       if (end >= 0) this.last = null;
     }
+    if (atEnd) this.node.scrollTop = this.node.scrollHeight;
   }
 }
 
@@ -44,7 +48,8 @@ export class LiveItems {
     this.titleOf = titleOf;
     this.list = h("div", { class: "live" });
     this.more = h("p", { class: "dim", hidden: true });
-    this.node = h("section", { hidden: true, "aria-label": "In progress" }, h("h2", {}, "In progress"), this.list, this.more);
+    this.node = h("section", { hidden: true, "aria-label": "In progress" },
+      h("h2", {}, "In progress"), this.list, this.more);
     this.items = new Map();
     this.unseen = new Set();
   }
@@ -67,8 +72,15 @@ export class LiveItems {
   }
 
   make(key, step, shard) {
-    const item = { attempt: 0, step, said: new GrowingText({ class: "said", "data-item": key.trim() }), thought: new GrowingText({ class: "thought" }), note: h("span", { class: "dim" }) };
-    item.node = h("details", { open: true }, h("summary", {}, this.titleOf(step), shard ? ` ${shard} ` : " ", item.note), item.thought.node, item.said.node);
+    const item = {
+      attempt: 0,
+      step,
+      said: new GrowingText({ class: "said", tabindex: "0", "data-item": key.trim() }),
+      thought: new GrowingText({ class: "thought" }),
+      note: h("span", { class: "dim" }),
+    };
+    const title = h("summary", {}, this.titleOf(step), shard ? ` ${shard} ` : " ", item.note);
+    item.node = h("details", { open: true }, title, item.thought.node, item.said.node);
     this.items.set(key, item);
     this.list.append(item.node);
     this.node.hidden = false;

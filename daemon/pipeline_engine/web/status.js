@@ -1,19 +1,20 @@
 // What the daemon says of itself: its providers, its health and its counters.
 
 import { call, poll } from "./api.js";
-import { badge, facts, h, spell } from "./dom.js";
+import { badge, facts, h, spell, table, textBox } from "./dom.js";
 
 const REFRESH = 5000; // milliseconds
 
 export async function showProviders(place, signal) {
   const { providers } = await call("v1/config/providers", { signal });
   const row = ({ id, kind, base_uri, default_model, api_key_set, extra }) => {
-    const more = Object.keys(extra).length ? h("details", {}, h("summary", {}, "settings"), h("pre", {}, JSON.stringify(extra, null, 2))) : "";
-    return h("tr", {}, [id, kind, base_uri, default_model, api_key_set ? "set" : "", more].map((content) => h("td", {}, content)));
+    const settings = Object.keys(extra).length > 0 &&
+      h("details", {}, h("summary", {}, "show"), textBox(JSON.stringify(extra, null, 2)));
+    const cells = [id, kind, base_uri, default_model, api_key_set ? "set" : "", settings || ""];
+    return h("tr", {}, cells.map((content) => h("td", {}, content)));
   };
-  place.append(h("h1", {}, "Providers"), h("div", { class: "scroll" }, h("table", {},
-    h("thead", {}, h("tr", {}, ["Profile", "Kind", "Address", "Model", "Key", ""].map((name) => h("th", { scope: "col" }, name)))),
-    h("tbody", {}, providers.map(row)))));
+  const columns = ["Profile", "Kind", "Address", "Model", "Key", "Settings"];
+  place.append(h("h1", {}, "Providers"), table("providers", columns, h("tbody", {}, providers.map(row))));
 }
 
 export async function showStatus(place, signal) {
@@ -22,21 +23,31 @@ export async function showStatus(place, signal) {
   await poll(async () => {
     const ready = call("health/ready", { signal }).then(() => null, (error) => error);
     const [health, metrics, running, queued] = await Promise.all([
-      call("health", { signal }), call("v1/metrics", { signal }), countOf("running", signal), countOf("queued", signal)]);
+      call("health", { signal }),
+      call("v1/metrics", { signal }),
+      countOf("running", signal),
+      countOf("queued", signal),
+    ]);
     const reason = await ready;
     const kinds = Object.keys(metrics.provider_call_count).filter((kind) => metrics.provider_call_count[kind]);
     const row = (kind) => {
       const [calls, latency] = [metrics.provider_call_count[kind], metrics.provider_call_latency[kind]];
-      return h("tr", {}, [kind, calls, metrics.provider_call_errors[kind], `${Math.round(latency / calls).toLocaleString()} ms`, metrics.provider_chunk_count[kind]]
-        .map((value) => h("td", {}, value.toLocaleString())));
+      const mean = `${Math.round(latency / calls).toLocaleString()} ms`;
+      const cells = [kind, calls, metrics.provider_call_errors[kind], mean, metrics.provider_chunk_count[kind]];
+      return h("tr", {}, cells.map((value) => h("td", {}, value.toLocaleString())));
     };
     content.replaceChildren(
-      facts([["Takes jobs", reason ? reason.message : badge("yes")], ["Version", health.version], ["Runs for", spell(health.uptime_sec)],
-        ["Running jobs", running], ["Queued jobs", queued]]),
+      facts([
+        ["Takes jobs", reason ? [badge("no"), ` ${reason.message}`] : badge("yes")],
+        ["Version", health.version],
+        ["Runs for", spell(health.uptime_sec)],
+        ["Running jobs", running],
+        ["Queued jobs", queued],
+      ]),
       h("h2", {}, "Calls to providers since the start"),
-      kinds.length === 0 ? h("p", { class: "empty" }, "None.") : h("div", { class: "scroll" }, h("table", {},
-        h("thead", {}, h("tr", {}, ["Kind", "Calls", "Errors", "Mean time", "Chunks"].map((name) => h("th", { scope: "col" }, name)))),
-        h("tbody", {}, kinds.map(row)))));
+      kinds.length === 0
+        ? h("p", { class: "empty" }, "None.")
+        : table("calls", ["Kind", "Calls", "Errors", "Mean time", "Chunks"], h("tbody", {}, kinds.map(row))));
   }, REFRESH, signal);
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 from tests.browser_setting import open_http_server, open_model_server
@@ -126,10 +127,12 @@ def test_a_job_is_submitted_followed_cancelled_and_run_again(page: Page, tmp_pat
         page.get_by_role("dialog").get_by_role("button", name="Run", exact=True).click()
         stage.sees("succeeded", ".facts")
         stage.sees("Good day", "article")
-        stage.sees("7 + 2 tokens", ".facts")
+        stage.sees("7 in, 2 out", ".facts")
+        shown = [one.inner_text() for one in page.get_by_role("button").all() if one.is_visible()]
+        assert shown == ["Run again …", "Delete", "Show the items of all steps"]
         [again, _] = stage.client.list_jobs().jobs
         assert (again.parent_job_id, again.rerun_from_step) == (job.id, "greet")
-        assert page.get_by_role("row", name="Names skipped").inner_text().split("\t")[1] == "skipped kept"
+        assert page.get_by_role("row", name="Names skipped").inner_text().split("\t")[1].split() == ["skipped", "kept"]
         page.once("dialog", lambda dialog: dialog.accept())
         page.get_by_role("button", name="Delete").click()
         page.wait_for_url("**/ui/#/jobs")
@@ -192,30 +195,38 @@ def test_the_list_is_live_has_pages_and_can_be_filtered(page: Page, tmp_path: Pa
 
 
 def test_texts_of_strangers_are_never_markup(page: Page, tmp_path: Path) -> None:
-    answer = Reply.sse(*said(XSS, "done"), STOP, DONE)
-    with open_stage(page, tmp_path / "home", answer, Reply.sse(*said(XSS, "live"), end="stall")) as stage:
-        definition = {**pipeline(stage.server.url), "type": XSS, "description": XSS}
+    answers = [Reply.sse(*said(XSS, "done"), STOP, DONE), Reply.sse(*said(XSS, "live"), end="stall")]
+    with open_stage(page, tmp_path / "home", *answers) as stage:
+        kind = XSS.replace("/", "")  # which no type can have
+        definition = {**pipeline(stage.server.url), "type": kind, "description": XSS}
+        definition["options_schema"] = {"properties": {XSS: {"type": "string", "description": XSS, "default": XSS}}}
         definition["steps"][1]["name"] = XSS
-        definition["options_schema"] = {"properties": {XSS: {"type": "string", "description": XSS}}}
-        created = stage.client.put_pipeline(definition) if "/" not in XSS else None
-        inline = {key: value for key, value in definition.items() if key != "options_schema"}
-        job = stage.client.create_job({
-            "pipeline": inline,
+        stage.client.put_pipeline(definition)
+        request = {
+            "pipeline_type": kind,
             "input": {"sources": [{"kind": XSS, "label": XSS, "content": XSS}], "options": {"words": XSS}},
             "labels": {XSS: XSS},
-        }).id  # fmt: skip
-        assert created is None or created.type == XSS
+        }
+        job = stage.client.create_job(request).id
         until(lambda: stage.client.get_job(job).status == "succeeded")
         stage.open(f"/jobs/{job}")
         stage.sees(f"{XSS}done", "article")
         page.get_by_text("Prompt").click()
-        page.locator("section[aria-label=Input] summary").click()
+        page.get_by_text("Show the items of all steps").click()
+        page.locator("section[aria-label='All items'] article").nth(2).wait_for()
+        page.locator("section[aria-label=Input] summary").first.click()
+        assert (page.locator("svg.graph").text_content() or "").count("<img src") == 2  # a title and a name
         stage.open("/jobs")
-        stage.sees(XSS, ".jobs")
-        for path in ("/run", "/pipelines", "/providers", "/status", f"/jobs/{XSS}", f"/pipelines/{XSS}", f"/{XSS}"):
+        stage.sees(kind, ".jobs")
+        address = quote(kind, safe="")
+        for path in ("/run", f"/run/{address}", f"/pipelines/{address}", f"/jobs/{quote(XSS, safe='')}", f"/{XSS}"):
             stage.open(path)
             page.locator("main h1, main [role=alert]").first.wait_for()
-        stage.open(f"/jobs/{stage.submit(sources=[{'content': XSS}])}")
+        for path in ("/pipelines", "/providers", "/status"):
+            stage.open(path)
+            page.locator("main h1").wait_for()
+        live = stage.client.create_job(request).id
+        stage.open(f"/jobs/{live}")
         stage.sees(f"{XSS}live", ".live")
         assert page.locator("main script, main svg[onload], main img[src=x]").count() == 0
 
