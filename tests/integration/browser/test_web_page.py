@@ -233,6 +233,8 @@ def test_texts_of_strangers_are_never_markup(page: Page, tmp_path: Path) -> None
 
 def test_the_key_is_asked_for_kept_in_the_tab_and_forgotten(page: Page, tmp_path: Path) -> None:
     with open_stage(page, tmp_path / "home", HELLO, api_key="k-92d1") as stage:
+        addresses: list[str] = []
+        page.on("request", lambda request: addresses.append(request.url))
         job = stage.submit()
         stage.open(f"/jobs/{job}")
         dialog = page.get_by_role("dialog", name="API key")
@@ -246,6 +248,9 @@ def test_the_key_is_asked_for_kept_in_the_tab_and_forgotten(page: Page, tmp_path
         page.reload()
         stage.sees("Good day", "article")
         assert page.evaluate("[document.cookie, localStorage.length, sessionStorage.length]") == ["", 0, 1]
+        assert any("/v1/jobs/" in address for address in addresses)
+        assert not any("k-92d1" in address for address in addresses)
+        assert "k-92d1" not in stage.daemon.log.read_text(encoding="utf-8")
         page.get_by_role("button", name="Forget the key").click()
         dialog.wait_for()
         assert page.evaluate("sessionStorage.length") == 0
@@ -255,6 +260,8 @@ def test_a_restart_of_the_daemon_voids_what_an_attempt_had_said_and_the_page_goe
     page: Page, tmp_path: Path
 ) -> None:
     with open_stage(page, tmp_path / "home", STALLS, Reply.sse(*said("Anew"), end="stall"), HELLO) as stage:
+        streams: list[str] = []
+        page.on("request", lambda request: streams.append(request.url) if "/stream?" in request.url else None)
         stage.open(f"/jobs/{stage.submit()}")
         stage.sees("Hello,", ".live")
         stage.daemon.kill()
@@ -267,6 +274,8 @@ def test_a_restart_of_the_daemon_voids_what_an_attempt_had_said_and_the_page_goe
         stage.daemon.start()
         stage.sees("Good day", "article")
         page.locator(".live").wait_for(state="hidden")
+        seqs = [int(address.rpartition("after_seq=")[2]) for address in streams]
+        assert seqs[0] == 0 < seqs[1] < seqs[-1]  # it never asks again for what it has
 
 
 def test_ten_thousand_tokens_come_whole_and_keep_the_page_fast(page: Page, tmp_path: Path) -> None:

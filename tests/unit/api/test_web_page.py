@@ -10,6 +10,8 @@ from tests.api_setting import open_api
 from trio.testing import MockClock
 
 from pipeline_engine import __version__
+from pipeline_engine.api.serving.guard import Guard, GuardSettings
+from pipeline_engine.decoding import Secret
 
 FILES = {
     entry.name: entry.read_text(encoding="utf-8") for entry in (resources.files("pipeline_engine") / "web").iterdir()
@@ -64,6 +66,21 @@ async def test_an_address_without_the_last_slash_leads_to_the_page(autojump_cloc
         answer = await api.ask("GET", "/ui")
         # Relative: so it is right behind a proxy that has the daemon under a path of its own.
         assert (answer.status, answer.headers["location"], answer.body) == (308, "ui/", b"")
+
+
+async def test_the_page_needs_no_key_but_is_nothing_for_other_sites(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        settings = GuardSettings(allowed_hosts=frozenset({b"localhost"}), api_key=Secret("k-51"))
+        api.app = Guard(api.app, settings=settings)
+        answer = await api.ask("GET", "/ui/")
+        assert answer.status == 200
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        for others in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}):
+            assert (await api.ask("GET", "/ui/", headers=others)).status == 403
+        assert (await api.ask("GET", "/")).status == 401
 
 
 async def test_the_root_names_the_places_to_go_on_to(autojump_clock: MockClock) -> None:
