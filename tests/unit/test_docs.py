@@ -31,6 +31,9 @@ TOP_FOLDERS = tuple(f"{folder.name}/" for folder in ROOT.iterdir() if folder.is_
 #: Stands before a command that calls a model; it is tried as a dry run.
 NEEDS_MODEL = "<!-- needs a model server -->"
 
+#: Names of HTTP, which look like classes.
+HEADERS = ("Host", "Origin", "Quart")
+
 PROFILES = {profile.id: profile for profile in BUILT_IN_PROFILES}
 CHECKER = DefinitionChecker(
     templates=Templates(), profiles=PROFILES.get, profile_ids=PROFILES.keys, handlers=lambda _: False
@@ -74,6 +77,28 @@ def test_the_architecture_names_every_package() -> None:
     named = paths_named_in(text_of(ROOT / "docs" / "architecture.md"))
     assert {"engine.py", "steps/runner.py", "store/schema.sql", "api/serving/"} <= named
     assert {f"{folder.name}/" for folder in package.iterdir() if (folder / "__init__.py").exists()} <= named
+
+
+def test_the_architecture_places_every_nursery() -> None:
+    tree = text_of(ROOT / "docs" / "architecture.md").partition("## The tree of nurseries\n")[2].partition("\n## ")[0]
+    package = ROOT / "daemon" / "pipeline_engine"
+    owners = {
+        str(module.relative_to(package)) for module in package.rglob("*.py") if "open_nursery(" in text_of(module)
+    }
+    assert owners <= paths_named_in(tree)
+
+
+def test_every_class_and_method_that_the_architecture_names_exists() -> None:
+    page = text_of(ROOT / "docs" / "architecture.md")
+    source = "\n".join(text_of(module) for module in (ROOT / "daemon").rglob("*.py"))
+    defined = set(re.findall(r"^\s*(?:class|async def|def) (\w+)", source, re.MULTILINE))
+    named = re.findall(r"`([A-Z][a-z]+(?:[A-Z][a-z]+)*(?:\.\w+)?)`", page) + re.findall(
+        r"`([a-z]+_[a-z_]+)\(?\)?`", page
+    )
+    known = defined | set(re.findall(r"\w+", text_of(ROOT / "docs" / "events.md"))) | {"max_running_jobs"}
+    missing = {name for name in named if not set(name.split(".")) <= known} - set(HEADERS)
+    assert len(named) > 10
+    assert not missing
 
 
 def yaml_blocks() -> list[str]:
