@@ -7,6 +7,7 @@
 #   make browser         the web page, and pages of other sites, in a real Chromium (Debian's package chromium)
 #   make format          let ruff format the code and mend what it safely can
 #   make bench           measure, and write docs/performance.md (some minutes)
+#   make picture         run docs/images/run.yaml with the small model, and draw it as docs/images/run.svg
 #   make chaos           break what can break, and write docs/reliability.md (ten minutes or more)
 # PYTHON names the interpreter, VENV the folder of the virtual environment.
 
@@ -26,10 +27,10 @@ BROWSER_TESTS := tests/integration/browser
 CHAOS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint unit format bench chaos clean clients fuzz systemd browser
+.PHONY: help setup demo test lint unit format bench picture chaos clean clients fuzz systemd browser
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
 
 setup: $(READY)
 
@@ -115,6 +116,9 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+picture: $(READY) $(MODEL)
+	$(BIN)/python -m benchmarks.picture
 
 chaos: $(READY)
 	$(BIN)/python -m benchmarks.chaos $(CHAOS_ARGS)
