@@ -20,9 +20,11 @@ from pipeline_engine.providers.targets import BUILT_IN_PROFILES
 from pipeline_engine.templates import Templates
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-#: Those whose files and commands are tried one by one; the others are run from their first line to their last.
-IN_PARTS = [page for page in PAGES if page.name not in PAGES_RUN_WHOLE]
+README = ROOT / "README.md"
+TRANSLATION = ROOT / "README.ja.md"
+PAGES = [README, TRANSLATION, ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: Those whose files and commands are tried one by one; of the others, some are run from their first line to their last.
+IN_PARTS = [page for page in PAGES if page.name not in PAGES_RUN_WHOLE and page != TRANSLATION]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 #: What a path in a page may be relative to, besides the folder of the page.
 BASES = [ROOT, ROOT / "daemon" / "pipeline_engine"]
@@ -70,6 +72,27 @@ def test_every_heading_that_a_link_names_exists(page: Path) -> None:
         headings = re.findall(r"^#+ (.+)$", text_of(page.parent / file if file else page), re.MULTILINE)
         anchors = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
         assert anchor in anchors, f"{file}#{anchor}"
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    links = set(re.findall(r"\]\((docs/[\w-]+\.md)\)", text_of(README)))
+    assert links == {str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")}
+
+
+def code_of(page: Path) -> list[str]:
+    """The blocks of code, fenced or indented, and the marks that stand before them."""
+    pattern = rf"^```\w*\n(?:.*\n)*?```$|(?:^    .*\n)+|^{re.escape(NEEDS_MODEL)}$"
+    return re.findall(pattern, text_of(page), re.MULTILINE)
+
+
+def test_the_translation_has_the_code_the_links_and_the_parts_of_the_readme() -> None:
+    assert len(code_of(README)) > 10
+    assert code_of(TRANSLATION) == code_of(README)
+    links = [re.findall(r"\]\(([^)]+)\)", text_of(page)) for page in (README, TRANSLATION)]
+    assert (links[0][0], links[1][0]) == (TRANSLATION.name, README.name)
+    assert links[1][1:] == links[0][1:]
+    headings = [re.findall(r"^#+ ", text_of(page), re.MULTILINE) for page in (README, TRANSLATION)]
+    assert headings[1] == headings[0]
 
 
 def test_the_architecture_names_every_package() -> None:
@@ -125,7 +148,7 @@ def workplace(tmp_path: Path) -> Path:
     """What the commands find around them: a copy of the examples, and the definitions that the README has one save."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     shutil.copy(ROOT / "LICENSE", tmp_path)
-    for name, block in re.findall(r"(?ms)^Save this as `([\w.]+)`.*?^```yaml\n(.*?)^```$", text_of(PAGES[0])):
+    for name, block in re.findall(r"(?ms)^Save this as `([\w.]+)`.*?^```yaml\n(.*?)^```$", text_of(README)):
         (tmp_path / name).write_text(block, encoding="utf-8")
     return tmp_path
 
