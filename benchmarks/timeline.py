@@ -13,7 +13,7 @@ WIDTH = 860
 LEFT, RIGHT, TOP, BOTTOM = 172, 84, 44, 34  # what surrounds the lanes
 LANE, GAP, BETWEEN = 10, 3, 9  # heights: of an item, between items, between steps
 LONGEST_NAME = 24  # characters
-TICKS_AT_MOST = 10
+TICKS_AT_MOST = 12
 
 _STYLE = """
   text { font: 12px system-ui, sans-serif; fill: #24292f }
