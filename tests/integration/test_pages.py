@@ -14,6 +14,7 @@ from tests.model_server import open_model_server
 from tests.page_sessions import PAGES, commands_of, run_page
 
 ROOT = Path(__file__).resolve().parents[2]
+NAMES = ["README.md", *(f"docs/{page}" for page in PAGES)]
 
 
 @pytest.fixture
@@ -30,9 +31,11 @@ def free_port() -> int:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the pages show curl, which is not here")
 @pytest.mark.timeout(150)  # dozens of commands, each a process
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_page_shows_what_its_commands_do(tmp_path: Path, model_server: str, name: str) -> None:
-    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    page = (ROOT / name).read_text(encoding="utf-8")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copy(ROOT / "LICENSE", tmp_path)
     daemon = f"127.0.0.1:{free_port()}"
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -44,6 +47,9 @@ def test_a_page_shows_what_its_commands_do(tmp_path: Path, model_server: str, na
         "PIPELINE_ENGINE_URL": f"http://{daemon}",
         "OLLAMA_HOST": model_server,
     }
+    if name == "README.md":
+        # It shows a command with a key for OpenAI. (Elsewhere the variable would bring pipelines that no page lists.)
+        environment["PIPELINE_ENGINE_OPENAI_BASE_URL"] = f"http://{model_server}/v1"
     addresses = {
         "127.0.0.1:8085": daemon,
         "127.0.0.1:8000": model_server,
