@@ -16,6 +16,7 @@ from pipeline_engine_sdk import ConnectionFailed, PipelineEngineClient, Pipeline
 EXIT_REFUSED = 2
 EXIT_UNREACHABLE = 3
 EXIT_CANCELLED = 130
+START_HINT = "start it with `pipeline-engine serve`, or name another with --url or PIPELINE_ENGINE_URL"
 EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": EXIT_CANCELLED}
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,8 +37,7 @@ def open_client(url: str | None) -> Iterator[PipelineEngineClient]:
         with PipelineEngineClient(url) as client:
             yield client
     except ConnectionFailed as exc:
-        hint = "start it with `pipeline-engine serve`, or name another with --url or PIPELINE_ENGINE_URL"
-        fail(f"{exc.message}; {hint}", EXIT_UNREACHABLE)
+        fail(f"{exc.message}; {START_HINT}", EXIT_UNREACHABLE)
     except PipelineEngineError as exc:
         fail(exc.message, EXIT_REFUSED)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -31,6 +32,7 @@ SUBCOMMANDS = {
 }
 
 EXIT_USAGE = 2
+EXIT_NO_READER = 141  # as a program ends that SIGPIPE has killed: 128 + 13
 
 
 class LazyGroup(click.Group):
@@ -50,6 +52,24 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in SUBCOMMANDS.items()])
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """As `head` wants it: when nobody reads the output any more, the program ends without a word."""
+        output = sys.stdout
+        try:
+            try:
+                return super().main(*args, **extra)
+            finally:
+                sys.stdout.flush()  # what a command has left for the end of the program
+        except BrokenPipeError:
+            # What is left is written to nowhere, where the end of the interpreter would complain about it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+            sys.exit(EXIT_NO_READER)
+        except SystemExit:
+            # Click has seen it, and put something else in its place. Its own code would say that a job has failed.
+            if sys.stdout is not output:
+                sys.exit(EXIT_NO_READER)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Errors of the engine are for people: a message, and the exit code for bad input."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Protocol, TextIO
 
 import msgspec
@@ -81,11 +82,13 @@ class PlainDisplay:
                 self._line(f"  {_place(error.get('details', {}))}: {error['message']}")
 
     def close(self) -> None:
-        self._stream.flush()
+        return None
 
     def _line(self, text: str) -> None:
-        self._stream.write(printable(text) + "\n")
-        self._stream.flush()
+        # When nobody reads the progress any more, the job goes on all the same.
+        with suppress(BrokenPipeError):
+            self._stream.write(printable(text) + "\n")
+            self._stream.flush()
 
 
 class LiveDisplay:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import click
 
 from pipeline_engine import __version__
-from pipeline_engine.cli.client import EXIT_UNREACHABLE, client_options, print_json
+from pipeline_engine.cli.client import EXIT_UNREACHABLE, START_HINT, client_options, print_json
 from pipeline_engine.cli.display import printable
 from pipeline_engine.config import Config
 from pipeline_engine.config_loader import load_config
@@ -108,7 +108,7 @@ def _daemon(url: str | None) -> Iterator[Finding]:
             yield Finding("store", "ok", "can be read")
             yield from _providers(client.list_providers())
     except ConnectionFailed as exc:
-        yield Finding("daemon", "unreachable", exc.message)
+        yield Finding("daemon", "unreachable", f"{exc.message}; {START_HINT}")
     except ClientError as exc:
         yield Finding("daemon", "failed", exc.message)
 

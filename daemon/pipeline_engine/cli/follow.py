@@ -75,3 +75,5 @@ def print_results(job: Job) -> None:
     print_items(items, console=Console() if sys.stdout.isatty() else None, stream=sys.stdout)
     if job.error is not None:
         print_error(job.error.to_dict(), status=job.status, stream=sys.stderr)
+        again = f"pipeline-engine jobs rerun {job.id} --reuse-upstream"
+        print(f"pipeline-engine: what there is: pipeline-engine jobs show {job.id}; again: {again}", file=sys.stderr)

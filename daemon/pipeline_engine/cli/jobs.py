@@ -67,8 +67,13 @@ def show_job(job_id: str, url: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"job": job})
         return
-    usage = f"{job.usage.prompt_tokens} + {job.usage.completion_tokens} tokens"
-    click.echo(f"{job.id}  {job.status}  {printable(job.pipeline_type)}  {_duration(job)} s  {usage}\n")
+    parts = [job.id, job.status, printable(job.pipeline_type)]
+    if duration := _duration(job):
+        parts.append(f"{duration} s")
+    # A call that was cut short was never counted: no number is better than 0.
+    if job.usage.prompt_tokens or job.usage.completion_tokens:
+        parts.append(f"{job.usage.prompt_tokens} + {job.usage.completion_tokens} tokens")
+    click.echo("  ".join(parts) + "\n")
     rows = [
         (
             step.name or step.step_id,
@@ -89,7 +94,7 @@ def show_job(job_id: str, url: str | None, as_json: bool) -> None:
 
 @command.command("cancel")
 @click.argument("job_id", metavar="JOB")
-@click.option("--reason", default="", help="Why; it stands in the job's error.")
+@click.option("--reason", default="by `jobs cancel`", show_default=True, help="Why; it stands in the job's error.")
 @client_options
 def cancel_job(job_id: str, reason: str, url: str | None, as_json: bool) -> None:
     """Cancel a job. A finished one stays as it is."""

@@ -244,7 +244,8 @@ def test_doctor_finds_all_well_or_says_what_is_not(daemon: DaemonProcess, client
     broken.write_text("[limits]\nbogus = 1\n", encoding="utf-8")
     done = call(daemon, "doctor", PIPELINE_ENGINE_CONFIG=str(broken))
     assert (done.returncode, "bogus" in done.stdout) == (1, True)
-    assert call(daemon, "doctor", "--url", "http://127.0.0.1:9").returncode == 3
+    away = call(daemon, "doctor", "--url", "http://127.0.0.1:9")
+    assert (away.returncode, "start it with `pipeline-engine serve`" in away.stdout) == (3, True)
 
 
 @pytest.mark.parametrize(
@@ -288,3 +289,42 @@ def test_convert_translates_what_it_can_and_names_the_rest(daemon: DaemonProcess
     done = call(daemon, "convert", str(template), "-o", str(tmp_path / "new.txt"))
     assert (done.returncode, "template has no counterpart" in done.stderr) == (1, True)
     assert (tmp_path / "new.txt").read_text(encoding="utf-8").startswith("{{ options.x }}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("config", "show", "--json"),
+        ("jobs", "list"),
+        ("submit", "words.v1", "--follow", "--quiet"),
+        ("run", "{home}/first.yaml", "--source", "note:me={home}/first.yaml", "--quiet"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_program_whose_output_nobody_reads_ends_without_a_word(
+    daemon: DaemonProcess, arguments: tuple[str, ...]
+) -> None:
+    call(daemon, "init", str(daemon.home / "first.yaml"))
+    filled = [argument.format(home=daemon.home) for argument in arguments]
+    reader, writer = os.pipe()
+    os.close(reader)  # as after `| head -0`
+    environment = {name: value for name, value in daemon.environment.items() if name != "PYTHONUNBUFFERED"}
+    try:
+        done = subprocess.run(
+            [*COMMAND, *filled], env=environment, stdout=writer, stderr=subprocess.PIPE, timeout=PATIENCE, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_what_a_cancelled_job_shows(daemon: DaemonProcess, client: PipelineEngineClient) -> None:
+    job_id = shell_job(client, "sleep 60")
+    ok(daemon, "jobs", "cancel", job_id)
+    shown = call(daemon, "jobs", "show", job_id)
+    assert "tokens" not in shown.stdout  # nobody has counted any
+    assert "job cancelled: by `jobs cancel`" in shown.stderr
+    followed = call(daemon, "follow", job_id)
+    assert followed.returncode == 130
+    assert f"pipeline-engine jobs rerun {job_id} --reuse-upstream" in followed.stderr
