@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,6 +49,8 @@ class LocalEngine:
     artifacts: ArtifactFiles
     access: StoreAccess
     writer: StoreWriter
+    #: Hides the files and values of the secrets in a configuration that is about to come into force.
+    hide_secrets: Callable[[Config], None]
 
 
 def file_checker(config: Config) -> DefinitionChecker:
@@ -139,12 +141,21 @@ async def open_engine(
     handlers = Handlers(config.handlers)
     access = StoreAccess(store, threads=READ_THREADS)
     writer = StoreWriter(store=store)
-    hidden = [config.data_dir, *config.files, *config.private_files]
-    local_tool = LocalToolProvider(environment=environ, hidden=hidden, limiter=workers)
+    redactor = redactor or Redactor()
+    local_tool = LocalToolProvider(environment=environ, limiter=workers)
+
+    def hide_secrets(config: Config) -> None:
+        # What held a key once stays hidden: somebody may still use it.
+        local_tool.hide([config.data_dir, *config.files, *config.private_files])
+        redactor.add(config.api_key)
+        for proxy in config.proxies.values():
+            redactor.add_address(proxy)
+
+    hide_secrets(config)
     proxies = {name.removesuffix("_proxy"): value for name, value in config.proxies.items()}
     async with (
         open_renderer(templates) as renderer,
-        _open_tracer(config, environ=environ, redactor=redactor or Redactor()) as tracer,
+        _open_tracer(config, environ=environ, redactor=redactor) as tracer,
         open_registry(
             config.providers.values(),
             local_tool=local_tool,
@@ -175,6 +186,7 @@ async def open_engine(
                 workers=workers,
                 max_items=config.limits.max_items,
                 tracer=tracer,
+                redactor=redactor,
             ),
             admission=Admission(pipelines=pipelines, checker=checker),
             limits=EngineLimits(
@@ -203,6 +215,7 @@ async def open_engine(
                 artifacts=artifacts,
                 access=access,
                 writer=writer,
+                hide_secrets=hide_secrets,
             )
             housekeeping.cancel_scope.cancel()
 

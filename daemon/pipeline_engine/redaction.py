@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from pipeline_engine.decoding import Secret
 from pipeline_engine.errors import PipelineEngineError
@@ -12,7 +13,13 @@ from pipeline_engine.models import ProviderProfile
 
 HIDDEN = "***"
 MIN_LENGTH = 4  # characters; shorter ones would hide ordinary words, and are no secrets
+MIN_LENGTH_BY_NAME = 8  # characters: of what only its name says to be a secret, so that `true` is never taken for one
 MAX_WORDS = 10_000  # the oldest are forgotten: clients must not be able to fill the memory with headers
+
+# The last word of a name counts: TOKENIZERS_PARALLELISM holds none.
+_SECRET_NAME = re.compile(
+    r"(?i)(.*[-_.])?(api|access)?[-_]?(key|token|secret|sig|signature|password|passwd|credentials?)"
+)
 
 
 class Redactor:
@@ -32,6 +39,21 @@ class Redactor:
 
     def add_profile(self, profile: ProviderProfile) -> None:
         self.add(profile.api_key, *profile.extra.headers.values())
+        for name, value in profile.extra.env.items():
+            if _SECRET_NAME.fullmatch(name) and len(value) >= MIN_LENGTH_BY_NAME:
+                self._add_word(value)
+        self.add_address(profile.base_uri)
+
+    def add_address(self, address: str) -> None:
+        """Hear of the password in an address, and of the values in its query that are secrets by their names."""
+        try:
+            parts = urlsplit(address if "://" in address else f"//{address}")
+        except ValueError:  # nobody can be reached there
+            return
+        found = [parts.password or "", *(value for _, value in _secret_parameters(parts.query))]
+        for text in found:
+            self._add_word(text)
+            self._add_word(unquote(text))
 
     def _add_word(self, word: str) -> None:
         if len(word) < MIN_LENGTH or word in self._words or word.lower() in ("bearer", "basic"):
@@ -67,3 +89,16 @@ class Redactor:
 
 def _forms(word: str) -> set[str]:
     return {word, json.dumps(word)[1:-1], json.dumps(word, ensure_ascii=False)[1:-1], repr(word)[1:-1]}
+
+
+def without_secrets(address: str) -> str:
+    """The address as anybody may see it: with `***` for the values in its query that are secrets by their names."""
+    base, _, query = address.partition("?")
+    for name, value in _secret_parameters(query):
+        query = query.replace(f"{name}={value}", f"{name}={HIDDEN}")
+    return f"{base}?{query}" if query else base
+
+
+def _secret_parameters(query: str) -> list[tuple[str, str]]:
+    pairs = [(name, value) for name, _, value in (part.partition("=") for part in query.split("&"))]
+    return [(name, value) for name, value in pairs if value and _SECRET_NAME.fullmatch(unquote(name))]

@@ -80,6 +80,7 @@ class Reloader:
         return {directory: interest_in(directory) for directory in names.keys() | folders}
 
     def _take_over(self, config: Config) -> None:
+        self._local.hide_secrets(config)
         before, after = self._config.settings(), config.settings()
         changed = sorted(key for key in after if after[key] != before[key] and key not in _RELOADED)
         changed += [name for name in ("api_key", "handlers") if getattr(config, name) != getattr(self._config, name)]

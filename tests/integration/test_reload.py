@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 from tests.api_setting import NOWHERE
+from tests.engine_setting import job_request
 
 from pipeline_engine.assembly import LocalEngine, open_engine
 from pipeline_engine.config import LogLevel
@@ -20,6 +21,7 @@ from pipeline_engine.config_loader import load_config
 from pipeline_engine.errors import UnknownPipelineError
 from pipeline_engine.file_watch import open_file_watch
 from pipeline_engine.models import ProviderKind, ProviderProfile
+from pipeline_engine.providers.confinement import landlock_version
 from pipeline_engine.reload import Reloader, reload_on_changes
 from pipeline_engine.store.artifacts import ArtifactFiles
 from pipeline_engine.store.memory import MemoryStore
@@ -183,3 +185,38 @@ async def until(check: Callable[[], bool]) -> None:
             return
         await trio.sleep(0.02)
     raise AssertionError("it did not happen within 10 s")
+
+
+KEYED = PROFILE % "m" + 'api_key_file = "key"\n'
+READER = """[[providers]]
+id = "reader"
+kind = "local_tool"
+[providers.extra]
+command = ["sh", "-c", "cat %s; true"]
+env = { PATH = "/usr/bin:/bin" }
+"""
+
+
+@pytest.mark.skipif(landlock_version() == 0, reason="this kernel has no Landlock")
+async def test_a_key_file_that_a_reload_brings_is_hidden_from_tools_that_start_later(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    write(key, "sk-brought-by-a-reload")
+    tool = {"id": "t", "kind": "custom", "provider_profile_id": "reader", "export": True}
+
+    async def read(setting: Setting) -> str:
+        job = await setting.local.engine.submit(job_request([tool], ["x"]))
+        job = await setting.local.engine.wait(job.id)
+        assert job.result is not None, job.error
+        return str(job.result.items[0].data["text"])
+
+    async with open_setting(tmp_path) as setting:
+        write(setting.config_file, READER % key)
+        await setting.reloader.reload()
+        assert await read(setting) == "sk-brought-by-a-reload"
+        write(setting.config_file, READER % key + KEYED)
+        await setting.reloader.reload()
+        assert await read(setting) == ""
+        # A profile that is gone may have calls under way: what it used stays hidden.
+        write(setting.config_file, READER % key)
+        await setting.reloader.reload()
+        assert await read(setting) == ""

@@ -10,7 +10,7 @@ from pipeline_engine import redaction
 from pipeline_engine.decoding import Secret
 from pipeline_engine.errors import ErrorCode, StepError
 from pipeline_engine.models import ProviderExtra, ProviderKind, ProviderProfile
-from pipeline_engine.redaction import Redactor
+from pipeline_engine.redaction import Redactor, without_secrets
 
 
 def knowing(*secrets: str) -> Redactor:
@@ -63,3 +63,27 @@ def test_an_error_is_redacted_in_its_message_and_details() -> None:
 def test_the_oldest_secrets_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redaction, "MAX_WORDS", 2)
     assert knowing("first", "second", "third").redact("first second third") == "first *** ***"
+
+
+def test_a_query_is_a_secret_as_far_as_its_names_say_so() -> None:
+    redactor = Redactor()
+    address = "https://h/v1?api-version=2024-10-21&key=abc%2Fdef"
+    redactor.add_profile(ProviderProfile(id="p", kind=ProviderKind.OPENAI, base_uri=address))
+    assert redactor.redact("2024-10-21 abc%2Fdef abc/def") == "2024-10-21 *** ***"
+    assert without_secrets(address) == "https://h/v1?api-version=2024-10-21&key=***"
+    assert without_secrets("https://h/v1") == "https://h/v1"
+
+
+@pytest.mark.parametrize("proxy", ["http://me:pass-word@proxy:3128", "me:pass-word@proxy:3128"])
+def test_the_password_of_a_proxy_is_a_secret(proxy: str) -> None:
+    redactor = Redactor()
+    redactor.add_address(proxy)
+    redactor.add_address("http://[nonsense")
+    assert redactor.redact(proxy).endswith("me:***@proxy:3128")
+
+
+def test_variables_of_a_tool_are_secrets_by_their_names() -> None:
+    env = {"GH_TOKEN": "abcdefgh", "apiKey": "ijklmnop", "TOKENIZERS_PARALLELISM": "parallel", "USE_KEY": "true"}
+    redactor = Redactor()
+    redactor.add_profile(ProviderProfile(id="p", kind=ProviderKind.LOCAL_TOOL, extra=ProviderExtra(env=env)))
+    assert redactor.redact("abcdefgh ijklmnop parallel true") == "*** *** parallel true"

@@ -7,6 +7,7 @@ import msgspec
 from pipeline_engine.api.wire import ProviderView
 from pipeline_engine.decoding import to_json
 from pipeline_engine.models import ProviderProfile
+from pipeline_engine.redaction import without_secrets
 
 
 def view_of(profile: ProviderProfile) -> ProviderView:
@@ -17,7 +18,7 @@ def view_of(profile: ProviderProfile) -> ProviderView:
     return ProviderView(
         id=profile.id,
         kind=profile.kind,
-        base_uri=profile.base_uri,
+        base_uri=without_secrets(profile.base_uri),
         api_key_set=profile.api_key is not None,
         default_model=profile.default_model,
         extra=extra,

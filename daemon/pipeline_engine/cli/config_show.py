@@ -10,6 +10,7 @@ import msgspec
 
 from pipeline_engine.cli.client import print_json, print_table
 from pipeline_engine.config_loader import load_config
+from pipeline_engine.redaction import without_secrets
 
 
 @click.group()
@@ -33,7 +34,7 @@ def show_config(config_file: Path | None, as_json: bool) -> None:
     }
     for profile in config.providers.values():
         name = f"providers.{profile.id}"
-        value = f"{profile.kind} {profile.base_uri}".strip()
+        value = f"{profile.kind} {without_secrets(profile.base_uri)}".strip()
         settings[name] = {"value": value, "origin": config.origins.get(name, "default")}
     for handler, place in config.handlers.items():
         name = f"handlers.{handler}"

@@ -6,6 +6,8 @@ import functools
 import ipaddress
 from urllib.parse import SplitResult, urlsplit
 
+from pipeline_engine.redaction import HIDDEN
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _OLLAMA_PORT = 11434
 
@@ -22,6 +24,8 @@ def normalise_base_uri(text: str) -> str:
     value = text.strip()
     parts = _split(value if "://" in value else f"http://{value}", value)
     query = f"?{parts.query}" if parts.query else ""
+    if f"={HIDDEN}" in query:
+        raise ValueError(f"the query of base_uri holds {HIDDEN}, which stands for a secret; write it out")
     return f"{parts.scheme.lower()}://{parts.netloc}{parts.path.rstrip('/')}{query}"
 
 

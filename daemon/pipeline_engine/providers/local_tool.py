@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class LocalToolProvider:
 
     The tool works in the profile's `cwd`; without one, in a scratch directory of its own that is removed afterwards.
     `environment` is the daemon's; `scratch_root` is where the scratch directories are made (None: the system's
-    directory for temporary files); `hidden` are paths that no tool may read; `limiter` bounds the threads for slow work with files.
+    directory for temporary files); `limiter` bounds the threads for slow work with files.
     """
 
     def __init__(
@@ -41,14 +41,18 @@ class LocalToolProvider:
         *,
         environment: Mapping[str, str],
         scratch_root: str | None = None,
-        hidden: Sequence[Path] = (),
         limiter: trio.CapacityLimiter | None = None,
     ) -> None:
         self._environment = base_environment(environment)
         self._scratch_root = scratch_root
-        self._hidden = [str(path) for path in hidden]
+        self._hidden: list[str] = []
         self._told = False
         self._limiter = limiter
+
+    def hide(self, paths: Iterable[Path]) -> None:
+        """No tool that is started from now on may read these, nor those that were hidden before."""
+        # Absolute: what is relative would be read in the directory of the tool.
+        self._hidden = list(dict.fromkeys([*self._hidden, *(str(path.absolute()) for path in paths)]))
 
     @asynccontextmanager
     async def stream(self, call: ProviderCall) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:

@@ -33,6 +33,7 @@ from pipeline_engine.models import (
 from pipeline_engine.pipeline import Graph
 from pipeline_engine.providers.mime import sniff_mime
 from pipeline_engine.providers.registry import ProviderRegistry
+from pipeline_engine.redaction import Redactor
 from pipeline_engine.renderer import Renderer
 from pipeline_engine.steps.handlers import Handlers
 from pipeline_engine.store.artifacts import ArtifactFiles
@@ -58,6 +59,7 @@ class Services:
     max_items: int = 10_000
     jitter: random.Random = field(default_factory=random.Random)
     tracer: Tracer = NO_TRACER
+    redactor: Redactor = field(default_factory=Redactor)
 
 
 class JobState(msgspec.Struct, omit_defaults=True):

@@ -128,6 +128,8 @@ class StepRun:
             with tracer.span(lambda: _describe(self._step, batch)):
                 items = await maker.make(batch)
         except StepError as exc:
+            # Not only servers and tools repeat what they know: handlers do so too.
+            self._context.services.redactor.redact_error(exc)
             self._item_failed(exc, batch[0])
         except Exception as exc:
             log.exception("internal error in job %s, step %s", self._context.job.id, self._step.id)

@@ -27,7 +27,9 @@ needs_signal_scope = pytest.mark.skipif(landlock_version() < 6, reason="this ker
 
 
 def make_provider(hidden: Sequence[Path] = ()) -> LocalToolProvider:
-    return LocalToolProvider(environment=os.environ, hidden=hidden, limiter=trio.CapacityLimiter(4))
+    provider = LocalToolProvider(environment=os.environ, limiter=trio.CapacityLimiter(4))
+    provider.hide(hidden)
+    return provider
 
 
 async def run(script: str, *, hidden: Sequence[Path] = (), **target: Any) -> str:
