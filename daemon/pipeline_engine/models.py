@@ -218,6 +218,8 @@ class ProviderExtra(ProviderSettings, frozen=True, kw_only=True):
     server: ManagedServer | None = None
     command: list[str] = []
     sandbox: Sandbox | bool | None = None
+    # Not in an override: those come over HTTP, and could take the memory of the machine.
+    max_memory_bytes: Annotated[int, Meta(ge=0)] | None = None
 
 
 class ProviderOverride(ProviderSettings, frozen=True, kw_only=True):

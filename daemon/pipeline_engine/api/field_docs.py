@@ -159,6 +159,8 @@ FIELDS: dict[type, dict[str, str]] = {
         "server": "In configuration files only.",
         "command": "The program and arguments of a local tool, each a template. In configuration files only.",
         "sandbox": "False: the local tool is not confined. In configuration files only.",
+        "max_memory_bytes": "Memory that each process of a local tool may have; 0 is no limit. In configuration files only. "
+        "Default: half of the machine's.",
     },
     models.ProviderOverride: _SETTINGS
     | {

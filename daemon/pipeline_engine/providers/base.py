@@ -60,6 +60,7 @@ class Target:
     grace_s: float = 2.0
     max_output_bytes: int = 16 * 1024 * 1024
     sandbox: Sandbox | bool = True
+    max_memory_bytes: int | None = None  # 0 is no limit, None the default
     idempotent: bool = True
 
 

@@ -31,12 +31,14 @@ class ConfinementError(Exception):
 class Confinement:
     """What a tool may do with files: write the `writable` paths, and read all but the `hidden` ones.
 
-    With `restrict_files` off, or on a kernel without Landlock, it may do what the daemon's user may.
+    With `restrict_files` off, or on a kernel without Landlock, it may do what the daemon's user may. `max_memory_bytes`
+    is what each of its processes may have of memory of its own; None is no limit.
     """
 
     writable: Sequence[str] = ()
     hidden: Sequence[str] = ()
     restrict_files: bool = True
+    max_memory_bytes: int | None = None
 
 
 def landlock_version() -> int:
@@ -109,6 +111,7 @@ def start_confined(
                 "hidden": [os.fsencode(path) for path in confinement.hidden],
                 "restrict_files": confinement.restrict_files,
                 "open_files": OPEN_FILES,
+                "memory": confinement.max_memory_bytes,
                 "parent": os.getpid(),
                 "status": status_end,
             }

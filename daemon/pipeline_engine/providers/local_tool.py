@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -25,6 +26,11 @@ _log = logging.getLogger(__name__)
 
 PIECE_TIME = 0.05  # seconds that output waits for more, so that a chatty tool does not make an event of each line
 STDERR_BYTES = 4 * 1024
+#: What programs of many languages say when they get no more memory; the kernel itself tells nobody.
+_OUT_OF_MEMORY = re.compile(
+    r"(?i)out ?of ?memory|memory ?error|cannot allocate|failed to allocate|unable to allocate|bad_alloc"
+    r"|memory exhausted|memory allocation of|not enough memory|ENOMEM"
+)
 REMOVE_TIMEOUT = 10.0  # seconds for a scratch directory; a tool may have left a large tree in it
 
 
@@ -91,7 +97,12 @@ class LocalToolProvider:
         writable = [] if target.cwd is not None else [cwd]  # a scratch directory is the tool's own
         if isinstance(target.sandbox, Sandbox):
             writable += target.sandbox.writable
-        return Confinement(writable=writable, hidden=self._hidden, restrict_files=restrict_files)
+        return Confinement(
+            writable=writable,
+            hidden=self._hidden,
+            restrict_files=restrict_files,
+            max_memory_bytes=memory_limit(target),
+        )
 
     @asynccontextmanager
     async def _open_directory(self, target: Target) -> AsyncIterator[str]:
@@ -118,6 +129,13 @@ class LocalToolProvider:
                 _log.warning("scratch directory %s could not be removed: %s", directory, exc)
         if scope.cancelled_caught:
             _log.warning("scratch directory %s is not removed yet after %g s", directory, REMOVE_TIMEOUT)
+
+
+def memory_limit(target: Target) -> int | None:
+    """How many bytes each process of the tool may have; without a setting half of the machine's memory."""
+    if target.max_memory_bytes is None:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return target.max_memory_bytes or None
 
 
 def child_arguments(call: ProviderCall, environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -185,6 +203,9 @@ async def _answer(
         message = f"tool {target.profile_id} did not end within its timeout_s, {target.timeout_s:g} s"
         raise StepError(ErrorCode.TIMEOUT, message, details=details)
     message = f"tool {target.profile_id} {describe_exit(exit_code)}"
+    limit = memory_limit(target)
+    if limit is not None and _OUT_OF_MEMORY.search(stderr.text):
+        message += f": it ran out of memory, of which it may have {limit} bytes (extra.max_memory_bytes)"
     raise StepError(ErrorCode.TOOL_FAILED, message, details={"exit_code": exit_code, **details})
 
 

@@ -54,6 +54,7 @@ def resolve(profile: ProviderProfile, override: ProviderOverride | None = None) 
     settings: dict[str, Any] = {name: value for name in _SCALARS if (value := _first(over, extra, name)) is not None}
     if extra.sandbox is not None:
         settings["sandbox"] = extra.sandbox
+    settings["max_memory_bytes"] = extra.max_memory_bytes
     return Target(
         profile_id=profile.id,
         kind=profile.kind,

@@ -128,6 +128,13 @@ def confine(order: dict) -> None:  # type: ignore[type-arg]
         restrict_files(order["writable"], order["hidden"])
 
 
+def limit_memory(memory: int) -> None:
+    """Limit what the tool may write to of its own. Address space is left alone: many runtimes reserve terabytes."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
 def main() -> None:
     descriptor = int(sys.argv[1])
     with os.fdopen(descriptor, "rb") as file:
@@ -139,6 +146,8 @@ def main() -> None:
         # Python ignores these two, and a program inherits that.
         signal(SIGPIPE, SIG_DFL)
         signal(SIGXFSZ, SIG_DFL)
+        if order["memory"] is not None:
+            limit_memory(order["memory"])
         os.execvpe(order["command"][0], order["command"], order["environment"])  # noqa: S606 - that is the point
     except StageError as exc:
         failure = exc.args

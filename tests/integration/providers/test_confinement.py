@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 
-from pipeline_engine.errors import StepError
+from pipeline_engine.errors import ErrorCode, StepError
 from pipeline_engine.models import ProviderKind, Sandbox
 from pipeline_engine.providers import confinement, local_tool
 from pipeline_engine.providers.base import Chunk, Operation, ProviderCall, Target
@@ -193,3 +193,29 @@ def sleepers(mark: str) -> list[str]:
         except OSError:
             continue
     return found
+
+
+GREEDY = f"{sys.executable} -c 'held = [bytearray(1 << 24) for _ in range(1000)]'"  # 16 GiB
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("script", [GREEDY, f"head -c {1000 * MIB} /dev/zero | tail -c {900 * MIB} >/dev/null"])
+async def test_a_tool_that_eats_memory_fails_and_the_error_names_the_limit(script: str) -> None:
+    with pytest.raises(StepError) as caught:
+        await run(script, max_memory_bytes=256 * MIB)
+    assert caught.value.code is ErrorCode.TOOL_FAILED
+    assert caught.value.message.endswith(
+        f"it ran out of memory, of which it may have {256 * MIB} bytes (extra.max_memory_bytes)"
+    )
+
+
+async def test_the_memory_of_a_tool_is_limited_unless_its_profile_says_otherwise() -> None:
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    assert await run("ulimit -Hd; ulimit -Sd") == f"{half // 1024}\n" * 2
+    assert await run("ulimit -d", max_memory_bytes=64 * MIB) == f"{64 * 1024}\n"
+    assert await run("ulimit -d", max_memory_bytes=0) == "unlimited\n"
+
+
+async def test_memory_that_is_only_reserved_does_not_count() -> None:
+    program = "import mmap; mmap.mmap(-1, 1 << 36, prot=0, flags=mmap.MAP_PRIVATE | 0x4000); print(1)"
+    assert await run(f"{sys.executable} -c '{program}'", max_memory_bytes=256 * MIB) == "1\n"
