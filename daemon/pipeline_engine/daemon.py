@@ -30,6 +30,7 @@ from pipeline_engine.engine import Engine
 from pipeline_engine.file_watch import open_file_watch
 from pipeline_engine.listen_addresses import Address, TcpAddress
 from pipeline_engine.logs import set_log_level
+from pipeline_engine.loop_lag import LoopLag
 from pipeline_engine.redaction import Redactor
 from pipeline_engine.reload import Reloader, reload_on_changes
 from pipeline_engine.store.writer import StoreWriter
@@ -71,7 +72,9 @@ async def run_daemon(
     for warning in config.warnings:
         log.warning("%s", warning)
     stopping = _Stopping()
-    api = Api(config=config, use_log_level=set_log_level)
+    loop_lag = LoopLag()
+    trio.lowlevel.add_instrument(loop_lag)
+    api = Api(config=config, use_log_level=set_log_level, loop_lag=loop_lag)
     server_stops, server_stopped = trio.Event(), trio.Event()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         # The addresses come first: a second daemon that is started by mistake must not wait for a store.

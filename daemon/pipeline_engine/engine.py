@@ -38,7 +38,7 @@ from pipeline_engine.models import (
 )
 from pipeline_engine.reruns import plan_rerun, read_parent
 from pipeline_engine.scheduler import new_executions
-from pipeline_engine.steps.context import JobState, Services
+from pipeline_engine.steps.context import JobState, Services, StepStats
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.age_clock import AgeClock
 from pipeline_engine.store.base import DeleteJobs, JobFilter, NewJob
@@ -81,7 +81,7 @@ class Engine:
         self._writer = writer
         self._limits = limits = limits or EngineLimits()
         self._events = EventLog(access=access, writer=writer)
-        self._artifacts = services.artifacts
+        self._services = services
         self._clock = clock = clock or AgeClock()
         self._runner = JobRunner(access=access, services=services, max_restarts=limits.max_restarts, clock=clock)
         self._live: dict[JobId, LiveJob] = {}
@@ -142,7 +142,7 @@ class Engine:
             self.finished[live.job.status] += 1
             self._events.retire(live.job.id)
             self._live.pop(live.job.id, None)
-            self._artifacts.release(live.job.id)
+            self._services.artifacts.release(live.job.id)
             self._tell_of_end()
         live.ended.set()
 
@@ -206,11 +206,15 @@ class Engine:
         """Why no new job is accepted now; None when jobs are."""
         if self._draining:
             return UnavailableError("the daemon is stopping")
-        return self._writer.failure or self._artifacts.failure
+        return self._writer.failure or self._services.artifacts.failure
 
     @property
     def running_count(self) -> int:
         return len(self._running)
+
+    @property
+    def step_stats(self) -> StepStats:
+        return self._services.step_stats
 
     @property
     def queued_count(self) -> int:
@@ -331,12 +335,12 @@ class Engine:
                 artifacts=plan.artifacts,
             )
         except BaseException:
-            self._artifacts.release(job.id)
+            self._services.artifacts.release(job.id)
             raise
 
     async def _hold_artifacts(self, job_id: JobId, artifacts: Sequence[str], *, parent_id: JobId) -> None:
         """From here on they stay, if they are still there: as long as the parent is, so are they."""
-        self._artifacts.hold(job_id, artifacts)
+        self._services.artifacts.hold(job_id, artifacts)
         if artifacts and await self._access.call(self._store.head, parent_id) is None:
             raise NotFoundError(f"there is no job {parent_id}")
 
@@ -393,7 +397,7 @@ class Engine:
     def _check_room(self, job: Job) -> None:
         """Raises StoreFullError. Jobs that were accepted may grow beyond the limit: what they made is not lost."""
         limit = self._limits.max_store_bytes
-        used = self._store.used_bytes + self._artifacts.used_bytes
+        used = self._store.used_bytes + self._services.artifacts.used_bytes
         if limit is not None and used + input_size(job) > limit:
             words = f"the store holds {used} of {limit} bytes (limits.max_store_bytes); delete jobs"
             raise StoreFullError(words)
@@ -440,7 +444,7 @@ class Engine:
             raise ConflictError(f"job {job_id} is not finished; cancel it first")
         artifacts = await self._access.call(self._store.artifacts_of, [job_id])
         await self._writer.execute(DeleteJobs([job_id]))
-        self._artifacts.doubt(artifacts)
+        self._services.artifacts.doubt(artifacts)
         self._tell_of_end()
 
     # looking at jobs

@@ -151,9 +151,7 @@ class Scheduler:
                 # What was stored of a cancellation must not be written over by a step that begins after it.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 self._begin_step(step)
-            with self._context.services.tracer.span(lambda: _describe(step)) as span:
-                items = await run_step(self._context, step)
-                span.add(lambda: {"pipeline_engine.step.items": len(items)})
+            items = await self._items_of(step)
         except StepError as exc:
             self._fail_step(step, job_error(exc, step_id=step.id))
         except Exception as exc:
@@ -165,6 +163,17 @@ class Scheduler:
             self._context.finish_items(step.id, items)
             self._end_step(step.id, StepStatus.SUCCESS)
         self._advance(steps, self._unblocked(step.id))
+
+    async def _items_of(self, step: StepDef) -> list[ResultItem]:
+        services = self._context.services
+        services.step_stats.running += 1
+        try:
+            with services.tracer.span(lambda: _describe(step)) as span:
+                items = await run_step(self._context, step)
+                span.add(lambda: {"pipeline_engine.step.items": len(items)})
+                return items
+        finally:
+            services.step_stats.running -= 1
 
     async def _wanted(self, step: StepDef) -> bool:
         if step.when is None:
@@ -227,6 +236,7 @@ class Scheduler:
         """The step has come to its final status; `reason` says why it was skipped."""
         execution = self._context.executions[step_id]
         execution.status = status
+        self._context.services.step_stats.ended[status] += 1
         execution.reason = reason
         execution.finished_at = max(now_rfc3339(), execution.started_at or "")  # the wall clock may have been set back
         return (_END_EVENTS[status], execution), self._context.execution_record(step_id)

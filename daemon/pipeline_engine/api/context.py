@@ -12,6 +12,7 @@ from pipeline_engine.assembly import LocalEngine
 from pipeline_engine.config import Config, LogLevel
 from pipeline_engine.engine import Engine
 from pipeline_engine.errors import PipelineEngineError, UnavailableError
+from pipeline_engine.loop_lag import LoopLag
 
 WORKER_THREADS = 2  # for large bodies and the files of artifacts
 
@@ -29,8 +30,10 @@ class Api:
         config: Config,
         local: LocalEngine | None = None,
         use_log_level: Callable[[LogLevel], None] = _keep_log_level,
+        loop_lag: LoopLag | None = None,
     ) -> None:
         self.config = config
+        self.loop_lag = loop_lag or LoopLag()
         self.local = local
         self.workers = trio.CapacityLimiter(WORKER_THREADS)
         self._use_log_level = use_log_level

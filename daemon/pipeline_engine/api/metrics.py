@@ -9,8 +9,8 @@ from pipeline_engine.api.calls import TEXT, Answer, Call, Route, json_answer, te
 from pipeline_engine.api.context import Api
 from pipeline_engine.api.wire import Health, ProviderMetrics, Readiness
 from pipeline_engine.assembly import LocalEngine
-from pipeline_engine.models import JobStatus, ProviderKind
-from pipeline_engine.providers.call_stats import Histogram
+from pipeline_engine.histograms import Histogram
+from pipeline_engine.models import JobStatus, ProviderKind, StepStatus
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -42,10 +42,13 @@ def _metrics(api: Api, local: LocalEngine) -> Iterable[str]:
     yield _family("jobs", "gauge", "Unfinished jobs.", jobs)
     finished = {f'status="{status}"': engine.finished[status] for status in JobStatus if status.is_final}
     yield _family("jobs_finished_total", "counter", "Jobs that ended since the start.", finished)
+    yield _family("steps_running", "gauge", "Steps that run.", {"": engine.step_stats.running})
+    ended = {f'status="{status}"': engine.step_stats.ended[status] for status in StepStatus if status.is_final}
+    yield _family("steps_finished_total", "counter", "Steps that ended since the start.", ended)
     yield _family("followers", "gauge", "Followers of unfinished jobs.", {"": engine.follower_count})
-    healthy = int(local.writer.failure is None)
-    yield _family("store_healthy", "gauge", "Whether the store can be written.", {"": healthy})
-    yield _family("store_commits_total", "counter", "Transactions since the start.", {"": local.writer.commits})
+    lag = {"": api.loop_lag.turns}
+    yield _histogram("event_loop_lag_seconds", "How long what was ready had to wait for the event loop at most.", lag)
+    yield from _store_metrics(local)
     counted = local.registry.metrics()
     for key, name, words, scale in (
         ("provider_call_count", "provider_calls_total", "Calls to providers.", 1),
@@ -56,6 +59,19 @@ def _metrics(api: Api, local: LocalEngine) -> Iterable[str]:
         values = {f'kind="{kind}"': count if scale == 1 else count / scale for kind, count in counted[key].items()}
         yield _family(name, "counter", words, values)
     yield from _call_metrics(local)
+
+
+def _store_metrics(local: LocalEngine) -> Iterable[str]:
+    writer, store = local.writer, local.access.store
+    healthy = int(writer.failure is None)
+    yield _family("store_healthy", "gauge", "Whether the store can be written.", {"": healthy})
+    yield _family("store_commits_total", "counter", "Transactions since the start.", {"": writer.commits})
+    yield _histogram("store_commit_seconds", "How long transactions took.", {"": writer.commit_seconds})
+    operations, size = writer.pending
+    yield _family("store_queue_operations", "gauge", "Changes that are not committed yet.", {"": operations})
+    yield _family("store_queue_bytes", "gauge", "What changes that are not committed yet hold.", {"": size})
+    yield _family("store_bytes", "gauge", "What the database holds.", {"": store.used_bytes})
+    yield _family("store_wal_bytes", "gauge", "The size of the write-ahead log.", {"": store.wal_bytes})
 
 
 def _call_metrics(local: LocalEngine) -> Iterable[str]:
@@ -72,8 +88,11 @@ def _call_metrics(local: LocalEngine) -> Iterable[str]:
     running = {f'profile="{_label(profile)}"': running for profile, (running, _) in limited.items()}
     waiting = {f'profile="{_label(profile)}"': waiting for profile, (_, waiting) in limited.items()}
     yield _family("provider_running", "gauge", "Calls that run, by profile.", running)
+    allowed = {f'profile="{_label(profile)}"': count for profile, count in local.registry.concurrency().items()}
+    yield _family("provider_concurrency", "gauge", "Calls that may run at once, by profile with a limit.", allowed)
     yield _family("provider_waiting", "gauge", "Calls that wait for the limits of their profile.", waiting)
-    yield _histogram("provider_first_token_seconds", "From a call to the first piece of its answer.", stats.first_token)
+    first = {f'kind="{kind}"': histogram for kind, histogram in stats.first_token.items()}
+    yield _histogram("provider_first_token_seconds", "From a call to the first piece of its answer.", first)
 
 
 def _label(text: str) -> str:
@@ -81,14 +100,14 @@ def _label(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def _histogram(name: str, words: str, by_kind: Mapping[ProviderKind, Histogram]) -> str:
+def _histogram(name: str, words: str, values: Mapping[str, Histogram]) -> str:
     full = f"pipeline_engine_{name}"
     lines = [f"# HELP {full} {words}", f"# TYPE {full} histogram"]
-    for kind, histogram in by_kind.items():
-        for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
-            lines.append(f'{full}_bucket{{kind="{kind}",le="{bound}"}} {count}')
-        lines.append(f'{full}_sum{{kind="{kind}"}} {histogram.total}')
-        lines.append(f'{full}_count{{kind="{kind}"}} {histogram.counts[-1]}')
+    for labels, histogram in values.items():
+        counts, own = histogram.counts, f"{{{labels}}}" if labels else ""
+        for bound, count in zip((*histogram.bounds, "+Inf"), counts, strict=True):
+            lines.append(f'{full}_bucket{{{labels}{"," if labels else ""}le="{bound}"}} {count}')
+        lines += [f"{full}_sum{own} {histogram.total}", f"{full}_count{own} {counts[-1]}"]
     return "\n".join(lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -142,6 +143,14 @@ class ProviderRegistry:
             )
             for profile_id, limiters in sorted(self._limiters.items())
         }
+
+    def concurrency(self) -> dict[str, int]:
+        """Of each profile that was used and has a limit: how many calls may run at once now."""
+        allowed = {
+            profile_id: [limiter.concurrency for limiter in limiters.by_settings.values()]
+            for profile_id, limiters in sorted(self._limiters.items())
+        }
+        return {profile_id: int(sum(each)) for profile_id, each in allowed.items() if math.isfinite(sum(each))}
 
     @asynccontextmanager
     async def stream(

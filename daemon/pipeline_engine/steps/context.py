@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,7 @@ from pipeline_engine.models import (
     StepDef,
     StepExecution,
     StepId,
+    StepStatus,
     Usage,
     now_rfc3339,
 )
@@ -45,6 +47,14 @@ HANDLER_THREADS = 32  # in which plain handlers run at the same time
 ItemKey = tuple[StepId, str | None]  # a step and a shard_key: what checkpoints and attempts are kept for
 
 
+@dataclass(slots=True)
+class StepStats:
+    """How many steps run, and how many came to which status since the start."""
+
+    running: int = 0
+    ended: Counter[StepStatus] = field(default_factory=Counter)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """What the engine lends to all jobs."""
@@ -60,6 +70,7 @@ class Services:
     jitter: random.Random = field(default_factory=random.Random)
     tracer: Tracer = NO_TRACER
     redactor: Redactor = field(default_factory=Redactor)
+    step_stats: StepStats = field(default_factory=StepStats)
 
 
 class JobState(msgspec.Struct, omit_defaults=True):

@@ -271,4 +271,9 @@ class Store(Protocol):
         """What the store held after the last write; does not block."""
         ...
 
+    @property
+    def wal_bytes(self) -> int:
+        """The size of the write-ahead log; does not block."""
+        ...
+
     def close(self) -> None: ...

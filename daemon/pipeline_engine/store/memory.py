@@ -239,6 +239,10 @@ class MemoryStore:
         with self._lock:
             return sum(len(event.line) for job in self._jobs.values() for event in job.events)
 
+    @property
+    def wal_bytes(self) -> int:
+        return 0
+
     def close(self) -> None:
         return None
 

@@ -78,6 +78,7 @@ class SqliteStore:
 
     def __init__(self, path: Path, writer: apsw.Connection) -> None:
         self._path = path
+        self._wal = path.with_name(f"{path.name}-wal")
         self._writer = writer
         self._page_size = int(writer.pragma("page_size"))
         self._used_bytes = self._measure()
@@ -262,6 +263,13 @@ class SqliteStore:
     @property
     def used_bytes(self) -> int:
         return self._used_bytes
+
+    @property
+    def wal_bytes(self) -> int:
+        try:
+            return self._wal.stat().st_size
+        except OSError:  # there is none before the first write
+            return 0
 
     def head(self, job_id: JobId) -> JobHead | None:
         rows = self._read("SELECT last_seq, pruned_seq, status FROM jobs WHERE id = ?", (job_id,))

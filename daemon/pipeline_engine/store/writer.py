@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import trio
 
 from pipeline_engine.errors import PipelineEngineError, StoreError, StoreFullError, UnavailableError
+from pipeline_engine.histograms import Histogram
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.base import JobChange, Operation, Store
 
@@ -20,6 +21,7 @@ MAX_REFUSABLE_BYTES = 64 * 1024 * 1024  # what may wait before new work is refus
 FIRST_RETRY = 0.1  # seconds after a failed commit
 MAX_RETRY = 5.0  # seconds
 REST_PAUSE = 30.0  # seconds without anything to write, after which the store is put in order
+COMMIT_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)  # seconds
 
 
 class Write:
@@ -69,6 +71,7 @@ class StoreWriter:
         self._access = StoreAccess(store, threads=1)
         self._pending: deque[Write] = deque()
         self._pending_bytes = 0
+        self._committing = 0
         self._alone = 0  # of the next pending writes each gets a transaction of its own
         self._wake = trio.Event()
         self._room = trio.Event()
@@ -79,12 +82,18 @@ class StoreWriter:
         self._failure: PipelineEngineError | None = None
         self._retry_pause = FIRST_RETRY
         self.commits = 0
+        self.commit_seconds = Histogram(COMMIT_BOUNDS)
 
     @property
     def failure(self) -> PipelineEngineError | None:
         """Why the store cannot be written now; None when it can."""
         # A new one each time: an exception that is raised again and again keeps all the frames it passed through.
         return None if self._failure is None else type(self._failure)(self._failure.message)
+
+    @property
+    def pending(self) -> tuple[int, int]:
+        """How many operations wait to be committed or are being, and about how many bytes they hold."""
+        return len(self._pending) + self._committing, self._pending_bytes
 
     def post(
         self,
@@ -185,10 +194,15 @@ class StoreWriter:
         return batch
 
     async def _commit(self, batch: list[Write]) -> None:
+        began = trio.current_time()
+        self._committing = len(batch)
         try:
             # Shielded: whoever waits must hear of what is on the disk, even if we are being cancelled.
             with trio.CancelScope(shield=True):
-                await self._access.call(self._access.store.write, [write.operation for write in batch])
+                try:
+                    await self._access.call(self._access.store.write, [write.operation for write in batch])
+                finally:
+                    self._committing = 0
         except StoreError as exc:
             self._fail(exc)
             self._pending.extendleft(reversed(batch))
@@ -205,6 +219,7 @@ class StoreWriter:
             if batch:
                 self.commits += 1
                 self._rest_at = trio.current_time() + REST_PAUSE
+                self.commit_seconds.add(trio.current_time() - began)
             self._recover()
             self._finish(batch)
 

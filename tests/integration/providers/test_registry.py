@@ -102,6 +102,7 @@ async def test_what_runs_and_what_waits_is_told_by_profile() -> None:
             nursery.start_soon(ask, registry)
             await server.wait_for_requests(1)
             assert registry.limited() == {"p": (1, 1)}
+            assert registry.concurrency() == {"p": 1}
             nursery.cancel_scope.cancel()
         assert registry.limited() == {"p": (0, 0)}
 

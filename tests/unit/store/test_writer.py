@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pipeline_engine.errors import StoreError, StoreFullError, UnavailableError
 from pipeline_engine.models import JobId
@@ -368,3 +368,20 @@ async def test_a_store_that_cannot_rest_just_now_is_asked_again(
     assert store.rested_at == [began + n * REST_PAUSE for n in (1, 2, 3)]
     await writer.execute(delete("b"))
     assert len(store.transactions) == 2
+
+
+async def test_what_waits_is_told_and_commits_are_timed(autojump_clock: MockClock) -> None:
+    store = ScriptedStore()
+    async with trio.open_nursery() as nursery:
+        writer = await start(nursery, store)
+        store.failure = StoreError("broken")
+        write = writer.post(delete("a"), size=30)
+        writer.post(delete("b"), size=4)
+        await wait_all_tasks_blocked()
+        assert writer.pending == (2, 34)
+        assert writer.commit_seconds.counts[-1] == 0
+        store.failure = None
+        await write.wait()
+        assert writer.pending == (0, 0)
+        assert writer.commit_seconds.counts[-1] == writer.commits == 1
+        nursery.cancel_scope.cancel()
