@@ -7,15 +7,27 @@ from pathlib import Path
 
 from pipeline_engine.decoding import Secret
 from pipeline_engine.errors import Problem
-from pipeline_engine.models import ProviderKind, ProviderProfile
+from pipeline_engine.models import FrozenWire, ProviderKind, ProviderProfile
 from pipeline_engine.providers.addresses import normalise_base_uri
 
 
+class KeyringEntry(FrozenWire, frozen=True, kw_only=True):
+    """Under which names the keyring of the desktop has a key."""
+
+    service: str
+    user: str
+
+
 class FileProfile(ProviderProfile, frozen=True, kw_only=True):
-    """A profile whose key may also be named: the variable or the file that holds it."""
+    """A profile whose key may also be named: the variable, the file, or the entry of a keyring that holds it."""
 
     api_key_env: str | None = None
     api_key_file: str | None = None
+    api_key_keyring: KeyringEntry | None = None
+
+
+class KeyringMissingError(Exception):
+    """The extra `keyring` is not installed."""
 
 
 class KeyFileError(Exception):
@@ -33,6 +45,24 @@ def read_key_file(file: Path) -> Secret:
     if not key:
         raise KeyFileError(f"{file} is empty")
     return Secret(key)
+
+
+def read_keyring_key(entry: KeyringEntry) -> tuple[Secret | None, str]:
+    """The key, or None and why there is none. May ask the user to unlock the keyring. Raises KeyringMissingError."""
+    try:
+        import keyring  # noqa: PLC0415 - of an extra, and slow to import
+        import keyring.errors  # noqa: PLC0415
+    except ModuleNotFoundError as exc:
+        raise KeyringMissingError("needs the extra keyring: pip install 'pipeline-engine[keyring]'") from exc
+    try:
+        key = keyring.get_password(entry.service, entry.user)
+    except keyring.errors.NoKeyringError:
+        return None, "no keyring can be reached from here"
+    except Exception as exc:  # noqa: BLE001 - a backend may raise what its library does, and its words may be anything
+        return None, f"the keyring failed ({type(exc).__name__})"
+    if key is None or not key.strip():
+        return None, f"the keyring has no such entry; make it with: keyring set {entry.service} {entry.user}"
+    return Secret(key.strip()), ""
 
 
 def read_profile(
@@ -63,7 +93,8 @@ def read_profile(
             problems.append(Problem(f"{place}.ready", str(exc).removeprefix("base_uri ")))
         if "://" not in given.extra.server.ready:
             problems.append(Problem(f"{place}.ready", "must begin with http:// or https://"))
-    names = [name for name in ("api_key", "api_key_env", "api_key_file") if getattr(given, name) is not None]
+    sources = ("api_key", "api_key_env", "api_key_file", "api_key_keyring")
+    names = [name for name in sources if getattr(given, name) is not None]
     if len(names) > 1:
         problems.append(Problem(f"{path}.{names[1]}", f"only one of {' and '.join(names)} can be given"))
     key = given.api_key
@@ -79,6 +110,15 @@ def read_profile(
             key = read_key_file(locate(given.api_key_file))
         except KeyFileError as exc:
             problems.append(Problem(f"{path}.api_key_file", str(exc)))
+    elif given.api_key_keyring is not None:
+        try:
+            key, words = read_keyring_key(given.api_key_keyring)
+        except KeyringMissingError as exc:
+            problems.append(Problem(f"{path}.api_key_keyring", str(exc)))
+        else:
+            # As with a variable: the profile may never be used, and a keyring may be locked.
+            if key is None:
+                warnings.append(Problem(f"{path}.api_key_keyring", f"{words}, so the profile has no key"))
     profile = ProviderProfile(
         id=given.id,
         kind=given.kind,

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import keyring
+import keyring.backend
+import keyring.errors
 import msgspec
 import pytest
 
@@ -477,4 +481,74 @@ def test_tracing_without_its_extra_is_refused_in_a_file_and_passed_over_in_the_e
     assert config.tracing.enabled is False
     assert config.warnings == (
         "environment OTEL_TRACES_EXPORTER: tracing needs the extra otel: pip install 'pipeline-engine[otel]'",
+    )
+
+
+class FakeKeyring(keyring.backend.KeyringBackend):
+    priority = 1
+
+    def __init__(self, *, broken: bool = False, missing: bool = False) -> None:
+        self._broken = broken
+        self._missing = missing
+
+    def get_password(self, service: str, username: str) -> str | None:
+        if self._missing:  # as the backend of a machine without any
+            raise keyring.errors.NoKeyringError
+        if self._broken:
+            raise keyring.errors.KeyringLocked("the user said no to sk-in-the-ring")
+        return " sk-in-the-ring\n" if (service, username) == ("engine", "me") else None
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def use_keyring() -> Iterator[Callable[[keyring.backend.KeyringBackend], None]]:
+    before = keyring.get_keyring()
+    yield keyring.set_keyring
+    keyring.set_keyring(before)
+
+
+def from_keyring(user: str, more: str = "") -> str:
+    entry = f'api_key_keyring = {{ service = "engine", user = "{user}" }}'
+    return f'[[providers]]\nid = "p"\nkind = "openai"\n{entry}\n{more}'
+
+
+def test_a_key_may_be_in_a_keyring(home: Path, use_keyring: Callable[[keyring.backend.KeyringBackend], None]) -> None:
+    use_keyring(FakeKeyring())
+    config = load(home, from_keyring("me"))
+    assert config.providers["p"].api_key == Secret("sk-in-the-ring")
+    assert config.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("backend", "user", "words"),
+    [
+        (FakeKeyring(), "you", "the keyring has no such entry; make it with: keyring set engine you"),
+        (FakeKeyring(broken=True), "me", "the keyring failed (KeyringLocked)"),
+        (FakeKeyring(missing=True), "me", "no keyring can be reached from here"),
+    ],
+)
+def test_a_key_that_the_keyring_does_not_give_is_warned_of(
+    home: Path,
+    use_keyring: Callable[[keyring.backend.KeyringBackend], None],
+    backend: keyring.backend.KeyringBackend,
+    user: str,
+    words: str,
+) -> None:
+    use_keyring(backend)
+    config = load(home, from_keyring(user))
+    assert config.providers["p"].api_key is None
+    [warning] = config.warnings
+    assert warning.endswith(f"providers[0].api_key_keyring: {words}, so the profile has no key")
+
+
+def test_a_keyring_needs_its_extra_both_names_and_no_other_source(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "only one of api_key_env and api_key_keyring" in refusal(home, from_keyring("me", 'api_key_env = "X"'))
+    assert "api_key_keyring.user: is required" in refusal(
+        home, '[[providers]]\nid = "p"\nkind = "openai"\napi_key_keyring = { service = "engine" }\n'
+    )
+    monkeypatch.setitem(sys.modules, "keyring", None)
+    assert "api_key_keyring: needs the extra keyring: pip install 'pipeline-engine[keyring]'" in refusal(
+        home, from_keyring("me")
     )
