@@ -78,7 +78,6 @@ class SqliteStore:
 
     def __init__(self, path: Path, writer: apsw.Connection) -> None:
         self._path = path
-        self._wal = path.with_name(f"{path.name}-wal")
         self._writer = writer
         self._page_size = int(writer.pragma("page_size"))
         self._used_bytes = self._measure()
@@ -267,7 +266,7 @@ class SqliteStore:
     @property
     def wal_bytes(self) -> int:
         try:
-            return self._wal.stat().st_size
+            return self._wal.size()
         except OSError:  # there is none before the first write
             return 0
 

@@ -53,10 +53,14 @@ class Wal:
                 connection.set_busy_timeout(BUSY_TIMEOUT)
         return apsw.SQLITE_OK
 
+    def size(self) -> int:
+        """Bytes. Raises FileNotFoundError before the first commit."""
+        return self._file.stat().st_size
+
     def empty(self) -> bool:
         """Move what a large WAL holds into the database, and cut its file. False when somebody reads it just now."""
         try:
-            if self._file.stat().st_size <= IDLE_SIZE:
+            if self.size() <= IDLE_SIZE:
                 return True
             self._connection.set_busy_timeout(RESTART_WAIT)
             try:
