@@ -38,7 +38,10 @@ async function show() {
     if (!view) throw new Error("There is no such page.");
     await view(place, signal, ...rest);
   } catch (error) {
-    if (!signal.aborted) place.append(problem(error));
+    if (!signal.aborted) {
+      const again = h("button", { type: "button", onclick: show }, "Try again");
+      place.append(problem(error), h("p", { class: "actions" }, again));
+    }
   }
 }
 

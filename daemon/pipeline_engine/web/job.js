@@ -171,7 +171,11 @@ function drawStep(row, one, note, needs) {
   ].filter(Boolean).join(", ");
   const took = one.started_at ? duration(one.started_at, one.finished_at) : "";
   row.replaceChildren(...[
-    [one.name || one.step_id, one.reason ? h("p", { class: "dim" }, one.reason) : "", one.error ? h("p", { class: "problem" }, one.error.message) : ""],
+    [
+      one.name || one.step_id,
+      one.reason ? h("p", { class: "dim" }, one.reason) : "",
+      one.error ? h("p", { class: "problem" }, one.error.message) : "",
+    ],
     [badge(one.status), h("span", { class: "dim" }, more && ` ${more}`)],
     items, took, tokens(one.usage), needs?.join(", ") ?? "",
   ].map((content) => h("td", {}, content)));

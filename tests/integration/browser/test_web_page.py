@@ -156,6 +156,7 @@ def test_what_is_wrong_with_a_request_is_told_at_the_form(page: Page, tmp_path: 
 def test_files_that_are_dropped_become_sources_whatever_they_hold(page: Page, tmp_path: Path) -> None:
     with open_stage(page, tmp_path / "home", HELLO) as stage:
         stage.open("/run/words.v1")
+        page.get_by_label("Text of source 1").wait_for()
         page.evaluate("""() => {
           const data = new DataTransfer();
           data.items.add(new File(["é\\n"], "text.txt"));
@@ -276,6 +277,18 @@ def test_a_restart_of_the_daemon_voids_what_an_attempt_had_said_and_the_page_goe
         page.locator(".live").wait_for(state="hidden")
         seqs = [int(address.rpartition("after_seq=")[2]) for address in streams]
         assert seqs[0] == 0 < seqs[1] < seqs[-1]  # it never asks again for what it has
+
+
+def test_a_view_that_could_not_be_loaded_can_be_tried_again(page: Page, tmp_path: Path) -> None:
+    with open_stage(page, tmp_path / "home", HELLO) as stage:
+        stage.open("/jobs")
+        page.get_by_role("heading", name="Jobs").wait_for()
+        stage.daemon.kill()
+        stage.open("/pipelines")
+        stage.sees("The daemon cannot be reached", "[role=alert]")
+        stage.daemon.start()
+        page.get_by_role("button", name="Try again").click()
+        page.get_by_role("link", name="greet.v1").wait_for()
 
 
 def test_ten_thousand_tokens_come_whole_and_keep_the_page_fast(page: Page, tmp_path: Path) -> None:
