@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PAGES = ("tutorial.md", "http-api.md")  # of docs/: those that are run so
+PAGES = ("tutorial.md", "first-run.md", "http-api.md")  # of docs/: those that are run so
 TIMEOUT = 140.0  # seconds, for a whole page
 MARK = "\x1e"  # stands round the exit code behind the output of each command
 ANYTHING = "…"

@@ -130,6 +130,6 @@ class Attempts:
 
 
 def connection_failed(target: Target, error: Exception, *, job_id: str | None) -> ConnectionFailed:
-    words = str(error) or type(error).__name__
+    words = re.sub(r"^\[Errno \d+\] ", "", str(error)) or type(error).__name__
     kind = "no answer in time from" if isinstance(error, httpx.ReadTimeout) else "no connection to"
     return ConnectionFailed(f"{kind} the daemon at {target}: {words}", job_id=job_id)

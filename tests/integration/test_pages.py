@@ -14,6 +14,7 @@ from tests.model_server import open_model_server
 from tests.page_sessions import PAGES, commands_of, run_page
 
 ROOT = Path(__file__).resolve().parents[2]
+NOBODY = "127.0.0.1:9"
 NAMES = ["README.md", *(f"docs/{page}" for page in PAGES)]
 
 
@@ -55,6 +56,8 @@ def test_a_page_shows_what_its_commands_do(tmp_path: Path, model_server: str, na
         "127.0.0.1:8000": model_server,
         "127.0.0.1:9000": model_server.replace("127.0.0.1", "localhost"),
     }
+    if name == "docs/first-run.md":  # there is no Ollama yet
+        environment["OLLAMA_HOST"] = addresses["127.0.0.1:11434"] = NOBODY
     problems = run_page(page, home=tmp_path, environment=environment, addresses=addresses)
     assert not problems, "\n\n".join(problems)
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from pipeline_engine import __version__
+from pipeline_engine.cli.examples import add_examples
 from pipeline_engine.errors import PipelineEngineError
 
 #: Each subcommand: its module, and the line that the overview shows, so that `--help` need not import them.
@@ -47,6 +48,7 @@ class LazyGroup(click.Group):
         module, _ = SUBCOMMANDS[cmd_name]
         command = importlib.import_module(module).command
         assert isinstance(command, click.Command)
+        add_examples(command, cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -11,9 +11,9 @@ from pipeline_engine.cli.client import EXIT_REFUSED, fail, print_json
 FIRST_PIPELINE = """\
 # A first pipeline. Try it without a daemon, and without a model:
 #
-#     pipeline-engine run FILE --source note:greeting=some-text.txt
+#     pipeline-engine run FILE --source note:me=FILE
 #
-type: first.v1                  # the name that jobs call it by
+type: first.v1                  # the name that jobs of a daemon call it by
 version: "1"
 description: Counts the words of each source and reports them.
 
@@ -54,10 +54,10 @@ steps:
 
 
 @click.command()
-@click.argument("file", metavar="[FILE]", type=click.Path(path_type=Path), default=Path("pipeline.yaml"))
+@click.argument("file", metavar="[FILE]", type=click.Path(path_type=Path), default=Path("first.yaml"))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(file: Path, as_json: bool) -> None:
-    """Write a first pipeline, with comments, to FILE (pipeline.yaml). An existing file is left alone."""
+    """Write a first pipeline, with comments, to FILE (first.yaml). An existing file is left alone."""
     try:
         with file.open("x", encoding="utf-8") as stream:
             stream.write(FIRST_PIPELINE.replace("FILE", str(file)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import islice
 
@@ -145,6 +145,9 @@ def top(url: str | None, as_json: bool) -> None:
                 print_json({"jobs": jobs})
             else:
                 rows = [(job.id, job.status, job.pipeline_type, _duration(job)) for job in jobs]
+                if not rows:
+                    click.echo("no job runs or waits")
+                    return
                 print_table(("JOB", "STATUS", "PIPELINE", "SECONDS"), rows)
             return
         try:
@@ -160,8 +163,9 @@ def _unfinished(client: PipelineEngineClient) -> list[Job]:
     return [job for status in ("running", "queued") for job in client.list_jobs(status=status, limit=50).jobs]
 
 
-def _top_table(jobs: Iterable[Job]) -> Table:
+def _top_table(jobs: Sequence[Job]) -> Table:
     table = Table("JOB", "STATUS", "PIPELINE", "SECONDS", box=None)
+    table.caption = None if jobs else "no job runs or waits"
     for job in jobs:
         style = "cyan" if job.status == "running" else "dim"
         table.add_row(job.id, Text(job.status, style), Text(printable(job.pipeline_type)), _duration(job))
