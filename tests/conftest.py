@@ -1,10 +1,18 @@
-"""What holds for every test: an environment that the machine it runs on does not colour."""
+"""What holds for every test: an environment that the machine, and how the tests are started, do not colour."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heeded_interrupts() -> None:
+    """What runs in a shell's background ignores SIGINT, and so would all that the tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
