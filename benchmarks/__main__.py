@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from benchmarks.programs import measure_programs
 from benchmarks.report import Row, write_report
 
 RUNS = 3
+ADDITIONS = 20_000_000
 
 
 async def measure(bench: Bench) -> list[Row]:
@@ -120,6 +122,15 @@ def measure_start(scratch: Path, provider_port: int) -> Row:
     return Row.at_most("start with 100,000 finished jobs → ready", Figures(seconds[filled]), 1, "s", baseline)
 
 
+def python_speed() -> str:
+    """How fast a plain loop is just now: what a shared processor gives changes from minute to minute."""
+    began = time.perf_counter()
+    total = 0
+    for number in range(ADDITIONS):
+        total += number
+    return f"{ADDITIONS / (time.perf_counter() - began) / 1e6:.0f} million additions a second"
+
+
 def machine() -> dict[str, str]:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
@@ -129,6 +140,7 @@ def machine() -> dict[str, str]:
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
         "Date": datetime.now(UTC).date().isoformat(),
         "Load before the run": f"{os.getloadavg()[0]:.1f}",
+        "Python's speed before the run": python_speed(),
     }
 
 
@@ -146,6 +158,7 @@ def main() -> int:
             bench = Bench(daemon, Client(daemon.port), Client(provider_port), Client(floor_port))
             rows += trio.run(measure, bench)
     about["Load after the run"] = f"{os.getloadavg()[0]:.1f}"
+    about["Python's speed after the run"] = python_speed()
     write_report(ROOT / "docs" / "performance.md", about, rows)
     return 0
 
