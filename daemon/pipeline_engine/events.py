@@ -61,11 +61,6 @@ TERMINAL_EVENTS = {
 Event = tuple[str, Any]  # a name and its data, which to_json takes
 
 
-def encode_event(seq: int, name: str, job_id: JobId, data: object) -> bytes:
-    """The line of an event that happens now."""
-    return event_line(seq, name, job_id, now_rfc3339(), to_json(data))
-
-
 def event_line(seq: int, name: str, job_id: JobId, ts: str, data: bytes) -> bytes:
     """The line of an event, as the store and every follower get it; `data` is JSON."""
     head = f'{{"seq":{seq},"event":"{name}","job_id":"{job_id}","ts":"{ts}","data":'
@@ -119,9 +114,10 @@ class JobLog:
         """
         records = []
         seq = self.last_seq
+        now = now_rfc3339()
         for name, data in events:
             seq += 1
-            records.append(EventRecord(seq, name, encode_event(seq, name, self.job_id, data)))
+            records.append(EventRecord(seq, name, event_line(seq, name, self.job_id, now, to_json(data))))
         if state is None and self.state_after_leap is not None and self._has_leapt():
             state = self.state_after_leap()
         change = JobChange(

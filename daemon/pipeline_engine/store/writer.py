@@ -262,7 +262,11 @@ class StoreWriter:
 
 def change_size(change: JobChange) -> int:
     """About how many bytes a change holds, for the limits on what waits."""
-    size = sum(len(event.line) for event in change.events) + 200
-    size += sum(len(point.checkpoint) for point in change.checkpoints)
-    size += sum(len(record.execution) for record in change.executions) + len(change.job or b"")
-    return size + (len(change.new.definition) if change.new is not None else 0)
+    size = 200 + len(change.job or b"")
+    for event in change.events:
+        size += len(event.line)
+    for point in change.checkpoints:
+        size += len(point.checkpoint)
+    for record in change.executions:
+        size += len(record.execution)
+    return size if change.new is None else size + len(change.new.definition)
