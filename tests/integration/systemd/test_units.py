@@ -269,6 +269,19 @@ def test_a_tool_cannot_read_the_state_the_configuration_and_the_keys(box: Box) -
     assert box.tool_text("sh", script) == "done\n"
 
 
+def test_templates_are_rendered_in_processes_of_their_own_here_too(box: Box) -> None:
+    macro = "{% macro m(x) %}{{ x }}{% endmacro %}"
+    assert box.tool_text("free", macro + "echo {{ m('rendered') }}") == "rendered\n"
+    before = main_pid(box)
+    deep = (
+        "{% set ns = namespace(s=1) %}{% for i in range(90000) %}{% set ns.s = [ns.s] %}{% endfor %}{{ ns.s | tojson }}"
+    )
+    job = box.tool("free", deep)
+    assert (job["status"], job["error"]["code"]) == ("failed", "template_error")
+    assert "nested deeper" in job["error"]["message"]
+    assert main_pid(box) == before
+
+
 def test_uninstalled_it_is_gone_and_its_state_stays(box: Box) -> None:
     box.get("/health")
     box.engine("systemd", "uninstall")
