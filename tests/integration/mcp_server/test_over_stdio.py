@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,19 +18,6 @@ from tests.mcp_setting import COMMAND, SLOW, WORDS, agent_over_stdio, call, runn
 from tests.scripted_server import Reply, open_server
 
 from pipeline_engine_sdk import AsyncPipelineEngineClient
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
-    daemon = DaemonProcess(tmp_path_factory.mktemp("d") / "home").start()
-    yield daemon
-    daemon.close()
-
-
-@pytest.fixture
-async def engine(daemon: DaemonProcess) -> AsyncIterator[AsyncPipelineEngineClient]:
-    async with AsyncPipelineEngineClient(daemon.url) as client:
-        yield client
 
 
 @pytest.mark.parametrize(("mode", "version"), [("legacy", "2025-11-25"), ("auto", "2026-07-28")])

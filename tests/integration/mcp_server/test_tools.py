@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,6 @@ from tests.scripted_server import Reply, open_server
 from pipeline_engine_sdk import AsyncPipelineEngineClient
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(50))
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
-    daemon = DaemonProcess(tmp_path_factory.mktemp("d") / "home").start()
-    yield daemon
-    daemon.close()
-
-
-@pytest.fixture
-async def engine(daemon: DaemonProcess) -> AsyncIterator[AsyncPipelineEngineClient]:
-    async with AsyncPipelineEngineClient(daemon.url) as client:
-        yield client
 
 
 @pytest.fixture
