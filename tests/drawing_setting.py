@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from tests.engine_setting import Json, Script, ScriptedRegistry
@@ -14,10 +14,13 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4096  # more than one record of
 
 
 class DrawingRegistry(ScriptedRegistry):
-    """Profile `painter` draws a picture."""
+    """Profile `painter` draws a picture; `draw` makes it of the prompt."""
 
-    def __init__(self, scripts: Mapping[str, Sequence[Script]] | None = None) -> None:
+    def __init__(
+        self, scripts: Mapping[str, Sequence[Script]] | None = None, *, draw: Callable[[str], bytes] = lambda _: PNG
+    ) -> None:
         super().__init__(scripts)
+        self._draw = draw
         self.put(ProviderProfile(id="painter", kind=ProviderKind.IMAGE, base_uri="http://127.0.0.1:9"))
 
     @asynccontextmanager
@@ -29,11 +32,11 @@ class DrawingRegistry(ScriptedRegistry):
                 yield batches
             return
 
-        async def draw() -> AsyncIterator[list[Chunk | Completion]]:
-            yield [Completion(finish_reason="stop", images=[PNG])]
+        async def drawn() -> AsyncIterator[list[Chunk | Completion]]:
+            yield [Completion(finish_reason="stop", images=[self._draw(call.messages[-1].content)])]
 
         self.calls.append(call)
-        yield draw()
+        yield drawn()
 
 
 def drawing(step_id: str, **step: object) -> Json:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
-from tests.engine_setting import Json, ScriptedRegistry, Setting, llm, names, open_setting, texts
+from tests.drawing_setting import DrawingRegistry
+from tests.engine_setting import Json, Setting, llm, names, open_setting, texts
 
-from pipeline_engine.models import JobStatus, ProviderKind, ProviderProfile, RerunRequest, StepId
-from pipeline_engine.providers.base import Chunk, Completion, Operation, ProviderCall
+from pipeline_engine.models import JobStatus, RerunRequest, StepId
+from pipeline_engine.providers.base import Operation
 from pipeline_engine.store.base import DeleteJobs
 from pipeline_engine.store.sqlite import open_sqlite_store
 
@@ -96,34 +97,11 @@ async def test_jobs_that_wait_keep_their_large_inputs_on_disk(tmp_path: Path) ->
         assert msgspec.json.decode((await setting.engine.checkpoints(jobs[0].id))[0])["step_id"] == "m"
 
 
-class PaintingRegistry(ScriptedRegistry):
-    """The profile `painter` answers with a picture; `fake` is asked about it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.put(ProviderProfile(id="painter", kind=ProviderKind.IMAGE, default_model="m"))
-
-    @asynccontextmanager
-    async def stream(
-        self, call: ProviderCall, *, job_id: str
-    ) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
-        if call.operation is not Operation.IMAGE:
-            async with super().stream(call, job_id=job_id) as batches:
-                yield batches
-            return
-
-        async def picture() -> AsyncGenerator[list[Chunk | Completion], None]:
-            yield [Completion(images=[PICTURE + call.messages[-1].content.encode()])]
-
-        async with aclosing(picture()) as batches:
-            yield batches
-
-
 PICTURE = b"\x89PNG\r\n\x1a\n"
 
 
 async def test_the_pictures_of_one_step_are_seen_by_the_next(tmp_path: Path) -> None:
-    registry = PaintingRegistry()
+    registry = DrawingRegistry(draw=lambda prompt: PICTURE + prompt.encode())
     paint = {"id": "paint", "kind": "image", "provider_profile_id": "painter", "mode": "fanout", "output_type": "image"}
     steps = [
         {**paint, "export": True},
@@ -135,7 +113,8 @@ async def test_the_pictures_of_one_step_are_seen_by_the_next(tmp_path: Path) -> 
         job = await setting.run(steps, ["cat", "dog"])
         assert job.status is JobStatus.SUCCEEDED, job.error
         cat, dog = PICTURE + b"cat", PICTURE + b"dog"
-        assert [call.messages[-1].images for call in registry.calls] == [(cat,), (dog,), (cat, dog)]
+        asked = [call for call in registry.calls if call.operation is not Operation.IMAGE]
+        assert [call.messages[-1].images for call in asked] == [(cat,), (dog,), (cat, dog)]
         assert job.result is not None
         artifact = job.result.items[0].data["artifact"]
         (tmp_path / "artifacts" / artifact["sha256"][:2] / artifact["sha256"]).unlink()
