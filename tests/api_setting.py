@@ -22,6 +22,7 @@ from tests.engine_setting import Json, Script, ScriptedRegistry, Setting, open_s
 from pipeline_engine.api.app import create_app
 from pipeline_engine.api.context import Api
 from pipeline_engine.api.serving.asgi import AsgiApp
+from pipeline_engine.api.serving.exchange import DISCONNECT_SCOPE
 from pipeline_engine.assembly import LocalEngine
 from pipeline_engine.catalog import Catalog
 from pipeline_engine.config import Config, LogLevel
@@ -85,8 +86,10 @@ class ApiSetting:
         data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         path, _, query = target.partition("?")
         given = {"host": "localhost", "content-type": "application/json", **(headers or {})}
+        disconnected = trio.CancelScope()
         scope = {
             "type": "http",
+            "extensions": {DISCONNECT_SCOPE: lambda: disconnected},
             "asgi": {"version": "3.0"},
             "http_version": "1.1",
             "method": method,
@@ -131,6 +134,7 @@ class ApiSetting:
             fields = {name.decode().lower(): value.decode() for name, value in started["headers"]}
             yield Response(started["status"], fields, pieces)
             left.set()
+            disconnected.cancel()
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
 

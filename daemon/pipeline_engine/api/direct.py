@@ -11,13 +11,12 @@ from collections.abc import Iterable, Mapping
 from contextlib import aclosing
 from urllib.parse import parse_qsl
 
-import trio
-
 from pipeline_engine.api.calls import Answer, Route
 from pipeline_engine.api.context import Api
 from pipeline_engine.api.dispatch import Request, answer_request
 from pipeline_engine.api.errors import answer_for_status
 from pipeline_engine.api.serving.asgi import AsgiApp, Receive, Scope, Send
+from pipeline_engine.api.serving.exchange import DISCONNECT_SCOPE
 
 
 class DirectCalls:
@@ -58,10 +57,8 @@ class DirectCalls:
             query=parse_qsl(query.decode("latin-1"), keep_blank_values=True) if query else (),
             data=data,
         )
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on_disconnect, receive, nursery.cancel_scope)
+        with scope["extensions"][DISCONNECT_SCOPE]():
             await _send(await answer_request(self._api, route, request), send)
-            nursery.cancel_scope.cancel()
 
 
 async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
@@ -74,12 +71,6 @@ async def _read_body(receive: Receive, max_bytes: int) -> bytes | None:
             return None
         if not message.get("more_body", False):  # or the client has left, which the next `receive` says again
             return bytes(body)
-
-
-async def _cancel_on_disconnect(receive: Receive, scope: trio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 async def _send(answer: Answer, send: Send) -> None:

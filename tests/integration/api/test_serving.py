@@ -579,6 +579,18 @@ async def test_a_head_that_does_not_end_in_time_is_given_up() -> None:
         assert await server.exchange(b"", seconds=2) == b""  # nor does a connection stay that says nothing
 
 
+async def test_the_time_for_a_head_begins_with_its_first_byte_however_long_the_connection_was_idle() -> None:
+    async with running(RawApp(), head_timeout_s=0.5) as server, await server.connect() as stream:
+        await stream.send_all(GET_HEALTH)
+        await read_until(stream, b"}")
+        await trio.sleep(0.6)
+        await stream.send_all(GET_HEALTH[:20])
+        await trio.sleep(0.2)
+        await stream.send_all(GET_HEALTH[20:])
+        with trio.fail_after(2):
+            assert (await read_until(stream, b"}")).startswith(b"HTTP/1.1 200")
+
+
 async def test_a_body_that_comes_too_slowly_is_given_up() -> None:
     app = RawApp()
     async with running(app, body_timeout_s=0.3) as server:

@@ -108,6 +108,39 @@ async def test_the_app_hears_no_disconnect_inside_its_last_send(nursery: trio.Nu
     assert connection.sent == [START, LAST]
 
 
+async def test_what_the_app_does_is_cancelled_when_the_client_leaves(caplog: pytest.LogCaptureFixture) -> None:
+    began = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with exchange.disconnect_scope() as disconnected:
+            began.set()
+            await trio.sleep_forever()
+        assert disconnected.cancelled_caught
+        raise ValueError("what an app makes of it")
+
+    exchange = Connection(app).exchange
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(exchange.run)
+        await began.wait()
+        await exchange.put(DISCONNECT)
+    assert exchange.disconnect_scope().cancel_called  # nor does anything begin for a client that has left
+    assert [record for record in caplog.records if record.levelno >= logging.INFO] == []
+
+
+async def test_the_end_of_the_last_send_cancels_nothing(nursery: trio.Nursery) -> None:
+    connection = Connection(unused_app)
+    scope = connection.exchange.disconnect_scope()
+    await connection.exchange.send(START)
+    connection.writable = trio.Event()
+    nursery.start_soon(connection.exchange.send, LAST)
+    await wait_all_tasks_blocked()
+    await connection.exchange.put(DISCONNECT)  # as Hypercorn does when the response is complete
+    connection.writable.set()
+    await wait_all_tasks_blocked()
+    assert connection.sent == [START, LAST]
+    assert not scope.cancel_called
+
+
 async def test_an_app_that_ends_early_is_broken_off() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(START)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
@@ -30,7 +31,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, H11SendableEvent, TaskGroup
 
 from pipeline_engine.api.serving.asgi import AsgiApp, Scope
-from pipeline_engine.api.serving.exchange import ClientGoneError, Exchange
+from pipeline_engine.api.serving.exchange import DISCONNECT_SCOPE, ClientGoneError, Exchange
 from pipeline_engine.api.serving.refusals import Refusal
 from pipeline_engine.api.serving.settings import ServeSettings
 
@@ -76,7 +77,8 @@ class Connection:
         self._finishing = False
         self._reading = trio.CancelScope()
         self._pipelined = 0
-        self._idle_until = trio.current_time() + self._settings.head_timeout_s
+        self._connected_at: float | None = trio.current_time()  # until the first response is complete
+        self._idle_until = self._connected_at + self._settings.head_timeout_s
         self._head_started: float | None = None
         self._body_wait = 0.0
         self._last_write = trio.current_time()
@@ -132,9 +134,14 @@ class Connection:
         elif isinstance(event, Updated):
             now = trio.current_time()
             self._idle_until = now + self._settings.keep_alive_s
-            self._head_started = now if self._pipelined else None
+            self._connected_at = None
             self._pipelined = 0
-            self._reading.cancel()  # the reader has another deadline now, and perhaps a request to parse
+            if self._protocol is not None and self._protocol.connection.trailing_data[0]:
+                self._head_started = now
+                self._reading.cancel()  # the reader has a request to parse
+            else:
+                self._head_started = None
+                self._reading.deadline = self._idle_until
 
     def _finish(self) -> None:
         # Never closes here: this is called from the app's last `send`, and closing takes time (see LINGER_S).
@@ -156,7 +163,7 @@ class Connection:
             with trio.CancelScope(deadline=deadline) as self._reading:
                 if self._pipelined > MAX_PIPELINED:
                     await trio.sleep_forever()
-                data = await self._stream.receive_some(RECEIVE_SIZE)
+                data = await self._receive()
             if protocol.wants_body:
                 self._body_wait += trio.current_time() - started
             else:
@@ -169,7 +176,7 @@ class Connection:
                 self._finishing = True
                 return
             if protocol.stream is None:
-                self._head_started = self._head_started or started
+                self._head_started = self._head_started or self._connected_at or trio.current_time()
             elif not protocol.wants_body:
                 self._pipelined += len(data)
             protocol.connection.receive_data(data)
@@ -193,8 +200,14 @@ class Connection:
 
     async def _write(self, data: bytes) -> None:
         try:
-            async with self._send_lock:
+            if self._send_lock.locked():
+                await self._send_lock.acquire()
+            else:
+                self._send_lock.acquire_nowait()
+            try:
                 await self._send_all(data)
+            finally:
+                self._send_lock.release()
         except (OSError, trio.ClosedResourceError) as exc:
             self.abort()
             raise ClientGoneError("the client has closed the connection") from exc
@@ -205,14 +218,35 @@ class Connection:
     async def _send_all(self, data: bytes) -> None:
         if self._is_tcp and trio.current_time() - self._last_write > SILENCE_S / 2 and _has_vanished(self._socket):
             raise ClientGoneError("the client has vanished")
-        view = memoryview(data)
-        while view:
+        left = memoryview(data)
+        # Without a checkpoint as long as the kernel has room, which it has for most answers: see Exchange.
+        while left := self._send_now(left):
             with trio.move_on_after(self._settings.write_stall_s) as stall:
-                view = view[await self._socket.send(view) :]
+                await trio.lowlevel.wait_writable(self._socket)
             if stall.cancelled_caught:
                 logger.info("a client read nothing for %g s and was cut off", self._settings.write_stall_s)
                 raise ClientGoneError("the client does not read")
         self._last_write = trio.current_time()
+
+    def _send_now(self, data: memoryview) -> memoryview:
+        """What the kernel had no room for."""
+        try:
+            return data[os.write(self._socket.fileno(), data) :]
+        except BlockingIOError:
+            return data
+
+    async def _receive(self) -> bytes:
+        """What has arrived; empty when the client has closed."""
+        while True:
+            if self._socket.fileno() == -1:
+                raise ClientGoneError("the connection was closed here")
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                return os.read(self._socket.fileno(), RECEIVE_SIZE)
+            except BlockingIOError:
+                continue  # a false alarm
+            except OSError as exc:
+                raise ClientGoneError("the client has closed the connection") from exc
 
     async def _close(self, *, linger: bool) -> None:
         if linger:
@@ -411,6 +445,7 @@ class _Requests:
         send: Callable[[Mapping[str, Any] | None], Awaitable[None]],
     ) -> Callable[[Mapping[str, Any]], Awaitable[None]]:
         exchange = Exchange(app, scope, send=send, ask_for_body=self._ask_for_body)
+        scope["extensions"][DISCONNECT_SCOPE] = exchange.disconnect_scope
         self._nursery.start_soon(exchange.run)
         return exchange.put
 

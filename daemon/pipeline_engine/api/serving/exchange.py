@@ -13,6 +13,9 @@ from pipeline_engine.api.serving.asgi import AsgiApp, Scope
 
 MAX_BUFFERED_BODY = 256 * 1024  # bytes of a body that wait for the app; then the connection is not read on
 
+#: An ASGI extension of ours: `scope["extensions"][...]` is `Exchange.disconnect_scope`.
+DISCONNECT_SCOPE = "pipeline_engine.disconnect_scope"
+
 logger = logging.getLogger(__name__)
 
 
@@ -26,6 +29,9 @@ class Exchange:
     A queue of messages (as Hypercorn has it) would do if the end of an exchange did not come from two sides: when the
     client leaves, and when the app's own last `send` closes the connection. That `send` must not wait for the app to
     take a message, and the app must not hear "disconnect" while it is still inside: Quart-Trio would cancel it there.
+
+    Where there is nothing to wait for there is no checkpoint either: each is a turn of the event loop, and whoever
+    calls again and again (the connection that reads, an app that streams) has one of its own.
     """
 
     def __init__(
@@ -48,7 +54,8 @@ class Exchange:
         self._in_last_send = False
         self._told_gone = False
         self._broken = False
-        self._changed = trio.Event()
+        self._changed: trio.Event | None = None  # there is one while somebody waits
+        self._disconnect_scope: trio.CancelScope | None = None
 
     async def run(self) -> None:
         try:
@@ -66,19 +73,20 @@ class Exchange:
         if message["type"] == "http.disconnect":
             self._ended = True
             self._notify()
-            return  # without a checkpoint: it may be the app's last `send`, which nothing may cancel here
+            if self._disconnect_scope is not None and not self._in_last_send:
+                self._told_gone = True
+                self._disconnect_scope.cancel()
+            return
         if message["body"]:
             self._pieces.append(message["body"])
             self._size += len(message["body"])
         self._body_complete = not message["more_body"]
         self._notify()
-        await trio.lowlevel.checkpoint()
         while self._size >= MAX_BUFFERED_BODY and not self._ended:
-            await self._changed.wait()
+            await self._next_change().wait()
 
     async def receive(self) -> dict[str, Any]:
         """ASGI's `receive`; the pieces that wait come as one."""
-        await trio.lowlevel.checkpoint()
         while True:
             if self._pieces or (self._body_complete and not self._body_delivered):
                 body = b"".join(self._pieces)
@@ -90,7 +98,7 @@ class Exchange:
             if self._ended and not self._in_last_send:
                 self._told_gone = True
                 return {"type": "http.disconnect"}
-            changed = self._changed  # taken before the next await, lest its notice be lost
+            changed = self._next_change()  # before the next await, lest its notice be lost
             if not self._body_complete and not self._ended:
                 await self._ask_for_body()
             await changed.wait()
@@ -101,11 +109,12 @@ class Exchange:
             self._told_gone = True
             raise ClientGoneError("the client has closed the connection")
         is_body = message["type"] == "http.response.body"
-        if is_body and (self._scope["method"] == "HEAD" or not message.get("body")):
-            await trio.lowlevel.checkpoint()  # nothing is written that could checkpoint
-        self._in_last_send = is_body and not message.get("more_body", False)
+        goes_on = message.get("more_body", False)
+        self._in_last_send = is_body and not goes_on
         try:
             await self._send(message)
+            if goes_on:
+                await trio.lowlevel.checkpoint()  # a write that does not wait has none
         except ClientGoneError:
             self._told_gone = self._broken = True
             raise
@@ -116,6 +125,20 @@ class Exchange:
             self._in_last_send = False
             self._notify()
 
+    def disconnect_scope(self) -> trio.CancelScope:
+        """A scope for what the app does: it is cancelled when the client leaves. It takes the place of `receive`."""
+        self._disconnect_scope = scope = trio.CancelScope()
+        if self._ended:
+            self._told_gone = True
+            scope.cancel()
+        return scope
+
+    def _next_change(self) -> trio.Event:
+        if self._changed is None:
+            self._changed = trio.Event()
+        return self._changed
+
     def _notify(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
