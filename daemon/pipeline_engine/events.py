@@ -161,6 +161,11 @@ class JobLog:
             return False
         return True
 
+    @property
+    def has_room(self) -> bool:
+        """Whether wait_for_room would not wait."""
+        return self._writer.has_room
+
     async def wait_for_room(self) -> None:
         """Return when the store's writer is not too far behind: for those who post many events without waiting."""
         await self._writer.wait_for_room()

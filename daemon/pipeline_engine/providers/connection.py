@@ -96,7 +96,7 @@ class Connection:
         data = b"".join(self._h11.send(event) or b"" for event in (request, h11.Data(body), h11.EndOfMessage()))
         # A server may refuse a body that it has not read whole: its answer is still there to read.
         with suppress(trio.BrokenResourceError):
-            await self._stream.send_all(data)
+            await self._send_all(data)
         while True:
             event = await self._next_event()
             if isinstance(event, h11.Response):
@@ -114,6 +114,10 @@ class Connection:
             elif isinstance(event, h11.Data):
                 pieces.append(bytes(event.data))
         return b"".join(pieces)
+
+    def is_complete(self) -> bool:
+        """Whether the answer is at its end."""
+        return self._h11.their_state is h11.DONE
 
     def make_idle(self) -> bool:
         """Get ready for the next request; False if there can be none, because the answer is not at its end."""
@@ -156,12 +160,36 @@ class Connection:
 
     async def _fill(self) -> None:
         try:
-            data = await self._stream.receive_some(READ_SIZE)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            data = await self._receive()
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise self.broken(_reason(exc)) from exc
         self.answered = self.answered or bool(data)
         self._peer_closed = not data
-        self._h11.receive_data(bytes(data))
+        self._h11.receive_data(data)
+
+    # Without TLS the socket is used directly: trio's methods have a checkpoint before and after each system call, which
+    # costs more than the call. The one in which we wait for the answer is enough.
+
+    async def _send_all(self, data: bytes) -> None:
+        if self._stream is self._tcp:
+            try:
+                data = data[os.write(self._tcp.socket.fileno(), data) :]
+            except BlockingIOError:
+                pass
+            except OSError as exc:
+                raise trio.BrokenResourceError from exc
+        if data:
+            await self._stream.send_all(data)
+
+    async def _receive(self) -> bytes:
+        if self._stream is not self._tcp:
+            return bytes(await self._stream.receive_some(READ_SIZE))
+        while True:
+            if self._tcp.socket.fileno() == -1:
+                raise trio.ClosedResourceError
+            await trio.lowlevel.wait_readable(self._tcp.socket)
+            with suppress(BlockingIOError):  # a false alarm
+                return os.read(self._tcp.socket.fileno(), READ_SIZE)
 
     def broken(self, reason: str) -> ProviderError:
         """The error for a connection that ended by itself."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,20 +25,16 @@ DRAIN_TIMEOUT = 0.2  # seconds: a new connection costs less than a longer wait
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # a byte order mark counts as one
 
 
-@asynccontextmanager
-async def post_json(
+def post_json(
     client: HttpClient, target: Target, path: str, body: Mapping[str, Any], *, accept: str = "application/json"
-) -> AsyncIterator[Answer]:
+) -> AbstractAsyncContextManager[Answer]:
     """Send `body` to the target's address plus `path`. Raises ProviderError unless the answer's status is 2xx."""
-    async with _send(client, "POST", target, join_path(target.base_uri, path), accept, _encoded(body)) as answer:
-        yield answer
+    return _send(client, "POST", target, join_path(target.base_uri, path), accept, _encoded(body))
 
 
-@asynccontextmanager
-async def get(client: HttpClient, target: Target, url: str) -> AsyncIterator[Answer]:
+def get(client: HttpClient, target: Target, url: str) -> AbstractAsyncContextManager[Answer]:
     """Fetch `url`, which is of the target's origin if the target holds secrets."""
-    async with _send(client, "GET", target, url, "*/*", b"") as answer:
-        yield answer
+    return _send(client, "GET", target, url, "*/*", b"")
 
 
 @asynccontextmanager
@@ -118,6 +114,8 @@ class Answer:
 
     async def drain(self) -> None:
         """Read what little may follow the end mark, so that the connection can be used again."""
+        if self._raw.is_complete():
+            return
         with trio.move_on_after(DRAIN_TIMEOUT):
             while await self._raw.receive():
                 pass

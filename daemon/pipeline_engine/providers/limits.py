@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 import trio
 
@@ -42,13 +41,52 @@ class Permit:
     rate_limited: bool = False
 
 
-@dataclass(eq=False, slots=True)
 class _Waiter:
-    job_id: str
-    permit: Permit
-    granted: trio.Event = field(default_factory=trio.Event)
-    # Its deadline is when the head of the queue looks again whether the minute has room.
-    timer: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """One who wants a permit, and then has it: the context manager that `permit` gives."""
+
+    __slots__ = ("_limiter", "_timer", "_woken", "granted", "job_id", "permit")
+
+    def __init__(self, limiter: ProviderLimiter, job_id: str, permit: Permit) -> None:
+        self._limiter = limiter
+        self._woken: trio.Event | None = None
+        self._timer: trio.CancelScope | None = None
+        self.job_id = job_id
+        self.permit = permit
+        self.granted = False
+
+    async def __aenter__(self) -> Permit:
+        await trio.lowlevel.checkpoint_if_cancelled()  # a permit that is there at once costs no turn of the event loop
+        self._limiter.enqueue(self)
+        try:
+            if not self.granted:
+                await self._wait()
+        except BaseException:
+            if self.granted:
+                self._limiter.give_back(self.permit)
+            else:
+                self._limiter.withdraw(self)
+            raise
+        return self.permit
+
+    async def __aexit__(self, *_: object) -> None:
+        self._limiter.give_back(self.permit)
+
+    async def _wait(self) -> None:
+        self._woken = trio.Event()
+        while not self.granted:
+            with trio.CancelScope() as self._timer:
+                self._limiter.grant()
+                await self._woken.wait()
+
+    def grant(self) -> None:
+        self.granted = True
+        if self._woken is not None:
+            self._woken.set()
+
+    def look_again_at(self, time: float) -> None:
+        """As the head of the queue, ask anew when the minute has room."""
+        if self._timer is not None:
+            self._timer.deadline = time
 
 
 class ProviderLimiter:
@@ -81,39 +119,25 @@ class ProviderLimiter:
         """How many calls may run at once now: at most `max_concurrency`, less after a 429."""
         return max(1, math.floor(self._limit)) if math.isfinite(self._limit) else math.inf
 
-    @asynccontextmanager
-    async def permit(self, *, job_id: str, tokens: int = 0) -> AsyncIterator[Permit]:
-        """Wait for the right to make one call of about that many tokens."""
-        waiter = _Waiter(job_id, Permit(tokens))
-        self._enqueue(waiter)
-        try:
-            await trio.lowlevel.checkpoint()
-            while not waiter.granted.is_set():
-                with waiter.timer:
-                    await waiter.granted.wait()
-                if not waiter.granted.is_set():
-                    waiter.timer = trio.CancelScope()
-                    self._grant()
-            yield waiter.permit
-        finally:
-            if waiter.granted.is_set():
-                self._give_back(waiter.permit)
-            else:
-                self._withdraw(waiter)
+    def permit(self, *, job_id: str, tokens: int = 0) -> AbstractAsyncContextManager[Permit]:
+        """Wait for the right to make one call of about that many tokens, and have it in the block."""
+        return _Waiter(self, job_id, Permit(tokens))
 
-    def _enqueue(self, waiter: _Waiter) -> None:
+    # for the waiters
+
+    def enqueue(self, waiter: _Waiter) -> None:
         self._queues.setdefault(waiter.job_id, deque()).append(waiter)
-        self._grant()
+        self.grant()
 
-    def _withdraw(self, waiter: _Waiter) -> None:
+    def withdraw(self, waiter: _Waiter) -> None:
         queue = self._queues[waiter.job_id]
         queue.remove(waiter)
         if not queue:
             del self._queues[waiter.job_id]
         # It may have been the head, and the timekeeper of all others.
-        self._grant()
+        self.grant()
 
-    def _give_back(self, permit: Permit) -> None:
+    def give_back(self, permit: Permit) -> None:
         self._in_flight -= 1
         # One overload refuses many calls at once: only calls that began after the last halving may halve again.
         if permit.rate_limited and permit.epoch == self._epoch and math.isfinite(self._limit):
@@ -123,16 +147,17 @@ class ProviderLimiter:
             self._limit = min(self._max, self._limit + 1 / self._limit)
         if permit.started is not None and permit.tokens_used is not None:
             self._tokens.correct(permit.started, permit.tokens_used)
-        self._grant()
+        self.grant()
 
-    def _grant(self) -> None:
+    def grant(self) -> None:
+        """Give permits to those whose turn it is."""
         while self._queues and self._in_flight < self.concurrency:
             job_id, queue = next(iter(self._queues.items()))
             head = queue[0]
             now = trio.current_time()
             start = max(self._requests.next_start(1, now), self._tokens.next_start(head.permit.tokens, now))
             if start > now:
-                head.timer.deadline = start
+                head.look_again_at(start)
                 return
             queue.popleft()
             if queue:
@@ -143,7 +168,7 @@ class ProviderLimiter:
             self._requests.add(1, now)
             head.permit.started = self._tokens.add(head.permit.tokens, now)
             head.permit.epoch = self._epoch
-            head.granted.set()
+            head.grant()
 
 
 class _Minute:

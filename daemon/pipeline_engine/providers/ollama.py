@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any
 
 from pipeline_engine.errors import ErrorCode, ProviderError
@@ -29,10 +29,8 @@ class OllamaProvider:
     def __init__(self, *, client: HttpClient) -> None:
         self._client = client
 
-    @asynccontextmanager
-    async def stream(self, call: ProviderCall) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
-        async with aclosing(self._embed(call) if call.operation is Operation.EMBED else self._chat(call)) as batches:
-            yield batches
+    def stream(self, call: ProviderCall) -> AbstractAsyncContextManager[Batches]:
+        return aclosing(self._embed(call) if call.operation is Operation.EMBED else self._chat(call))
 
     async def _chat(self, call: ProviderCall) -> Batches:
         target = call.target

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from typing import Any
 
 import trio
@@ -33,14 +33,13 @@ class OpenAiProvider:
         self._client = client
         self._adaptations = Adaptations()
 
-    @asynccontextmanager
-    async def stream(self, call: ProviderCall) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
-        async with aclosing(self._embed(call) if call.operation is Operation.EMBED else self._chat(call)) as batches:
-            yield batches
+    def stream(self, call: ProviderCall) -> AbstractAsyncContextManager[Batches]:
+        return aclosing(self._embed(call) if call.operation is Operation.EMBED else self._chat(call))
 
     async def _chat(self, call: ProviderCall) -> Batches:
         accept = "text/event-stream, application/json" if call.target.stream else "application/json"
-        async with self._post(call.target, "/chat/completions", chat_body(call), accept) as (answer, warnings):
+        async with AsyncExitStack() as stack:
+            answer, warnings = await self._post(stack, call.target, "/chat/completions", chat_body(call), accept)
             chat = ChatAnswer(answer, address=without_query(call.target.base_uri))
             if await answer.first_byte() in (b"{", b"[", b""):
                 yield [*chat.feed_document(await answer.json())]
@@ -53,7 +52,8 @@ class OpenAiProvider:
     async def _embed(self, call: ProviderCall) -> Batches:
         target = call.target
         body = {**target.options, "model": target.model, "input": list(call.inputs)}
-        async with self._post(target, "/embeddings", body, "application/json") as (answer, warnings):
+        async with AsyncExitStack() as stack:
+            answer, warnings = await self._post(stack, target, "/embeddings", body, "application/json")
             value = await answer.json()
             try:
                 vectors = ordered_vectors(value.get("data"), len(call.inputs))
@@ -69,25 +69,22 @@ class OpenAiProvider:
             )
         ]
 
-    @asynccontextmanager
     async def _post(
-        self, target: Target, path: str, body: dict[str, Any], accept: str
-    ) -> AsyncIterator[tuple[Answer, list[dict[str, Any]]]]:
-        """The answer to `body`, or to what the server takes of it, and the warnings about what it did not take."""
+        self, stack: AsyncExitStack, target: Target, path: str, body: dict[str, Any], accept: str
+    ) -> tuple[Answer, list[dict[str, Any]]]:
+        """The answer to `body`, or to what the server takes of it, and the warnings about what it did not take.
+
+        The answer is open as long as the stack.
+        """
         adaptation = self._adaptations.recall(target)
-        async with AsyncExitStack() as stack:
-            answer: Answer | None = None
-            warnings: list[dict[str, Any]] = []
-            while answer is None:
-                adapted, warnings = adaptation.apply(body)
-                try:
-                    answer = await stack.enter_async_context(
-                        post_json(self._client, target, path, adapted, accept=accept)
-                    )
-                except AnsweredError as exc:
-                    if not self._adaptations.learn(target, adaptation, adapted, exc):
-                        raise
-            yield answer, warnings
+        while True:
+            adapted, warnings = adaptation.apply(body)
+            try:
+                posting = post_json(self._client, target, path, adapted, accept=accept)
+                return await stack.enter_async_context(posting), warnings
+            except AnsweredError as exc:
+                if not self._adaptations.learn(target, adaptation, adapted, exc):
+                    raise
 
 
 async def _events(answer: Answer, chat: ChatAnswer) -> Batches:

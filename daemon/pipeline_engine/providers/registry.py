@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -67,7 +67,10 @@ class _Limiters:
 
     def get(self, target: Target) -> ProviderLimiter:
         settings = LimitSettings(target.max_concurrency, target.requests_per_minute, target.tokens_per_minute)
-        return self.by_settings.setdefault(settings, ProviderLimiter(settings))
+        limiter = self.by_settings.get(settings)
+        if limiter is None:
+            limiter = self.by_settings[settings] = ProviderLimiter(settings)
+        return limiter
 
 
 class ProviderRegistry:
@@ -172,10 +175,11 @@ class ProviderRegistry:
             async with (
                 limiter.permit(job_id=job_id, tokens=_estimated_tokens(call)) as permit,
                 self._server_up(target, entry) as reached,
-                self._counted(call := replace(call, target=reached), permit) as note,
-                open_watched(provider, call, note=note) as batches,
             ):
-                yield batches
+                call = call if reached is target else replace(call, target=reached)
+                with self._counted(call, permit) as note:
+                    async with open_watched(provider, call, note=note) as batches:
+                        yield batches
         except StepError as exc:
             add_hint(exc, target, entry.profile)
             # Servers and tools like to repeat what they were given.
@@ -185,8 +189,8 @@ class ProviderRegistry:
             entry.calls -= 1
             self._close_if_unused(entry)
 
-    @asynccontextmanager
-    async def _counted(self, call: ProviderCall, permit: Permit) -> AsyncIterator[Callable[[Batch], None]]:
+    @contextmanager
+    def _counted(self, call: ProviderCall, permit: Permit) -> Iterator[Callable[[Batch], None]]:
         """Counts a call and how it ends, for the metrics, the limits and the trace; gives what takes note of a batch."""
         kind = call.target.kind
         chunks = self._metrics["provider_chunk_count"]
@@ -242,16 +246,17 @@ class ProviderRegistry:
             entry.calls -= 1
             self._close_if_unused(entry)
 
-    @asynccontextmanager
-    async def _server_up(self, target: Target, entry: _Entry) -> AsyncIterator[Target]:
+    def _server_up(self, target: Target, entry: _Entry) -> AbstractAsyncContextManager[Target]:
         """While in the block, the profile's own server is up if the target is of it; gives the target with its port."""
         # The profile may have been replaced while the call waited for the limits, and its old server may be gone.
         entry = self._entries.get(target.profile_id, entry)
-        server = entry.server
         # A step may send its calls to another origin.
-        if server is None or origin_of(target.base_uri) != origin_of(resolve(entry.profile).base_uri):
-            yield target
-            return
+        if entry.server is None or origin_of(target.base_uri) != origin_of(resolve(entry.profile).base_uri):
+            return nullcontext(target)
+        return self._using(entry.server, target)
+
+    @asynccontextmanager
+    async def _using(self, server: ModelServer, target: Target) -> AsyncIterator[Target]:
         try:
             async with server.in_use() as port:
                 yield target if port is None else replace(target, base_uri=with_port(target.base_uri, port))

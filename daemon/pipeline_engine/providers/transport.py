@@ -6,7 +6,7 @@ import functools
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 import h11
@@ -40,9 +40,10 @@ class Network:
             self._tls_context.set_alpn_protocols(["http/1.1"])
         return self._tls_context
 
-    def proxied(self, url: httpx.URL) -> httpx.AsyncBaseTransport | None:
-        """The transport through the proxy that stands before this address; None if there is none."""
-        origin = _origin(url)
+    def proxied(self, origin: Origin) -> httpx.AsyncBaseTransport | None:
+        """The transport through the proxy that stands before this origin; None if there is none."""
+        if not self._proxies:
+            return None
         proxy = proxy_for(origin.scheme, origin.host, origin.port, self._proxies)
         if proxy is None:
             return None
@@ -86,29 +87,23 @@ class DirectTransport:
     def idle(self) -> int:
         return sum(len(connections) for connections in self._idle.values())
 
-    @asynccontextmanager
-    async def send(
-        self, method: str, url: httpx.URL, *, headers: Mapping[str, str], content: bytes, connect_timeout_s: float
-    ) -> AsyncIterator[RawAnswer]:
-        """Start a request; at the end its connection goes back to the free list, or is closed."""
+    def send(
+        self, method: str, address: Address, *, headers: Mapping[str, str], content: bytes, connect_timeout_s: float
+    ) -> AbstractAsyncContextManager[RawAnswer]:
+        """A request that starts with the block; at its end the connection goes back to the free list, or is closed."""
         sent = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
         names = {name for name, _ in sent}
         if b"host" not in names:
-            sent.insert(0, (b"host", url.netloc))
+            sent.insert(0, (b"host", address.host))
         if content and b"content-length" not in names:
             sent.append((b"content-length", b"%d" % len(content)))
-        request = (method.encode("ascii"), url.raw_path, sent, content)
-        connection, head = await self._exchange(_origin(url), request, connect_timeout_s)
-        try:
-            answer_headers = {name.decode("ascii").lower(): value.decode("latin-1") for name, value in head.headers}
-            yield RawAnswer(head.status_code, answer_headers, connection.receive_body)
-        finally:
-            # No checkpoint: this runs while a cancelled request unwinds, and has nothing to wait for.
-            self.release(connection)
+        request = (method.encode("ascii"), address.target, sent, content)
+        return _Sending(self, address.origin, request, connect_timeout_s)
 
-    async def _exchange(
+    async def exchange(
         self, origin: Origin, request: Request, connect_timeout_s: float
     ) -> tuple[Connection, h11.Response]:
+        """Send a request over an idle connection, or over a new one, and wait for the head of its answer."""
         reused = self._take_idle(origin)
         if reused is not None:
             try:
@@ -159,16 +154,45 @@ class DirectTransport:
             idle.popleft().close()
 
 
+class _Sending:
+    """One request and its answer, as a context manager.
+
+    A class: the generator that `asynccontextmanager` wants costs several times as much, and there is one for each call.
+    """
+
+    __slots__ = ("_connect_timeout_s", "_connection", "_origin", "_request", "_transport")
+
+    _connection: Connection
+
+    def __init__(self, transport: DirectTransport, origin: Origin, request: Request, connect_timeout_s: float) -> None:
+        self._transport = transport
+        self._origin = origin
+        self._request = request
+        self._connect_timeout_s = connect_timeout_s
+
+    async def __aenter__(self) -> RawAnswer:
+        connection, head = await self._transport.exchange(self._origin, self._request, self._connect_timeout_s)
+        self._connection = connection
+        headers = {name.decode("ascii").lower(): value.decode("latin-1") for name, value in head.headers}
+        return RawAnswer(head.status_code, headers, connection.receive_body, connection.is_complete)
+
+    async def __aexit__(self, *_: object) -> None:
+        # No checkpoint: this runs while a cancelled request unwinds, and has nothing to wait for.
+        self._transport.release(self._connection)
+
+
 @dataclass(frozen=True, slots=True)
 class RawAnswer:
     """An answer whose body has not been read yet; header names are in lower case.
 
-    `receive` gives the next piece of the body, as it arrived; empty at its end.
+    `receive` gives the next piece of the body, as it arrived; empty at its end. `is_complete` says whether it is known
+    that nothing follows what was received.
     """
 
     status: int
     headers: Mapping[str, str]
     receive: Callable[[], Awaitable[bytes]]
+    is_complete: Callable[[], bool]
 
 
 class HttpClient:
@@ -181,53 +205,42 @@ class HttpClient:
         self.direct = DirectTransport(network=network)
         self._network = network
 
-    @asynccontextmanager
-    async def send(
+    def send(
         self, method: str, url: str, *, headers: Mapping[str, str], content: bytes, connect_timeout_s: float
-    ) -> AsyncIterator[RawAnswer]:
-        """Start a request; leaving early closes its connection. The only timeout is the one for connecting."""
+    ) -> AbstractAsyncContextManager[RawAnswer]:
+        """A request that starts with the block; leaving early closes its connection.
+
+        The only timeout is the one for connecting.
+        """
         try:
             address = _parsed(url)
         except httpx.InvalidURL as exc:
             raise _mapped(exc, url) from exc
-        proxied = self._network.proxied(address)
-        if proxied is None:
-            sending = self.direct.send(
-                method, address, headers=headers, content=content, connect_timeout_s=connect_timeout_s
-            )
-        else:
-            sending = _send_through(
-                proxied, method, address, headers=headers, content=content, connect_timeout_s=connect_timeout_s
-            )
-        async with AsyncExitStack() as stack:
-            try:
-                answer = await stack.enter_async_context(sending)
-            except UnicodeEncodeError:
-                raise ProviderError(ErrorCode.PROVIDER_ERROR, FORBIDDEN_CHARACTER) from None
-            yield answer
+        proxied = self._network.proxied(address.origin)
+        try:
+            if proxied is None:
+                return self.direct.send(
+                    method, address, headers=headers, content=content, connect_timeout_s=connect_timeout_s
+                )
+            extensions = {"timeout": httpx.Timeout(None, connect=connect_timeout_s).as_dict()}
+            request = httpx.Request(method, address.url, headers=dict(headers), content=content, extensions=extensions)
+        except UnicodeEncodeError:
+            raise ProviderError(ErrorCode.PROVIDER_ERROR, FORBIDDEN_CHARACTER) from None
+        return _send_through(proxied, request)
 
     def close(self) -> None:
         self.direct.close()
 
 
 @asynccontextmanager
-async def _send_through(
-    transport: httpx.AsyncBaseTransport,
-    method: str,
-    url: httpx.URL,
-    *,
-    headers: Mapping[str, str],
-    content: bytes,
-    connect_timeout_s: float,
-) -> AsyncIterator[RawAnswer]:
+async def _send_through(transport: httpx.AsyncBaseTransport, request: httpx.Request) -> AsyncIterator[RawAnswer]:
     # The transport is called without httpx's client around it: that would wrap each piece of the body in three more
     # generators, and there is nothing else here for it to do.
-    extensions = {"timeout": httpx.Timeout(None, connect=connect_timeout_s).as_dict()}
-    request = httpx.Request(method, url, headers=dict(headers), content=content, extensions=extensions)
+    url = str(request.url)
     try:
         response = await transport.handle_async_request(request)
     except httpx.HTTPError as exc:
-        raise _mapped(exc, str(url)) from exc
+        raise _mapped(exc, url) from exc
     assert isinstance(response.stream, httpx.AsyncByteStream)
     pieces = aiter(response.stream)
 
@@ -235,15 +248,26 @@ async def _send_through(
         try:
             return await anext(pieces, b"")
         except httpx.HTTPError as exc:
-            raise _mapped(exc, str(url)) from exc
+            raise _mapped(exc, url) from exc
 
     async with aclosing(response):
-        yield RawAnswer(response.status_code, response.headers, receive)
+        yield RawAnswer(response.status_code, response.headers, receive, lambda: False)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A URL, and what a request to it says."""
+
+    url: httpx.URL
+    origin: Origin
+    host: bytes
+    target: bytes
 
 
 @functools.lru_cache(maxsize=256)  # a few addresses serve thousands of calls
-def _parsed(url: str) -> httpx.URL:
-    return httpx.URL(url)
+def _parsed(text: str) -> Address:
+    url = httpx.URL(text)
+    return Address(url, _origin(url), url.netloc, url.raw_path)
 
 
 def _mapped(exc: httpx.HTTPError | httpx.InvalidURL, url: str) -> ProviderError:

@@ -119,7 +119,8 @@ class ItemCalls:
                     index += 1
                 if events:
                     context.log.post(events)
-                    await context.log.wait_for_room()
+                    if not context.log.has_room:
+                        await context.log.wait_for_room()
         if completion is None:
             raise StepError(ErrorCode.INTERNAL, "the provider's stream ended without a completion")
         context.add_usage(completion.usage, self._execution)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,9 +37,11 @@ DEFAULT_BATCH = 64  # shards in one embedding request
 
 async def run_step(context: JobContext, step: StepDef) -> list[ResultItem]:
     """The items of the step, in the order of its shards. Raises StepError; details hold the step and the shard."""
-    with trio.CancelScope(deadline=context.step_deadline(step)) as scope:
+    deadline = context.step_deadline(step)
+    if deadline == math.inf:
         return await StepRun(context, step).run()
-    assert scope.cancelled_caught
+    with trio.CancelScope(deadline=deadline):
+        return await StepRun(context, step).run()
     words = f"step {step.id!r} took longer than its timeout_s of {step.timeout_s:g} s"
     raise StepError(ErrorCode.TIMEOUT, words, details={"step_id": step.id})
 
@@ -67,7 +70,8 @@ class StepRun:
         if step.mode is StepMode.SINGLE:
             for shard in todo:
                 await self._make(maker, [shard])
-                await self._context.log.wait_for_room()
+            if not context.log.has_room:
+                await context.log.wait_for_room()
         else:
             await self._make_all(maker, todo)
             self._show_progress(last=True)

@@ -125,9 +125,14 @@ class StoreWriter:
         """Queue an operation and return when it is committed."""
         await self.post(operation, size=size, refusable=refusable).wait()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether wait_for_room would not wait."""
+        return self._pending_bytes <= MAX_PENDING_BYTES
+
     async def wait_for_room(self) -> None:
         """Return when less than MAX_PENDING_BYTES wait to be committed."""
-        while self._pending_bytes > MAX_PENDING_BYTES:
+        while not self.has_room:
             self._room = trio.Event() if self._room.is_set() else self._room
             await self._room.wait()
         await trio.lowlevel.checkpoint()
@@ -235,7 +240,7 @@ class StoreWriter:
         for write in writes:
             self._pending_bytes -= write.size
             write.finish(error())
-        if self._pending_bytes <= MAX_PENDING_BYTES:
+        if self.has_room:
             self._room.set()
 
     def _refuse(self) -> None:
