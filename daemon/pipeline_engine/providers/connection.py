@@ -5,25 +5,48 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-import h11
 import trio
 
 from pipeline_engine.errors import ErrorCode, ProviderError
+from pipeline_engine.providers.answer_parser import AnswerParser, InvalidAnswerError
 
 READ_SIZE = 64 * 1024  # bytes
-MAX_HEAD_SIZE = 100 * 1024  # bytes: the headers of an answer
 KEEP_ALIVE_EXPIRY = 4.0  # seconds: less than the 5 after which common servers close an idle connection
 
 #: What is wrong with a header; the header itself may be a secret.
 FORBIDDEN_CHARACTER = "a header of the request holds a character that HTTP does not allow"
 
-Headers = Sequence[tuple[bytes, bytes]]
+# RFC 9110, 5.1 and 5.5
+_HEADER = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+: (?:[!-~](?:[\t -~]*[!-~])?)?")
+
+Request = bytes  # as it goes over the wire
+
+
+def write_request(method: str, target: str, host: str, headers: Mapping[str, str], body: bytes) -> Request:
+    """A request of HTTP/1.1; the names of the headers are in lower case. Raises ProviderError."""
+    given = {"host": host, **headers}
+    if body:
+        given.setdefault("content-length", str(len(body)))
+    lines = [f"{name}: {value}" for name, value in given.items()]
+    if not all(map(_HEADER.fullmatch, lines)):
+        raise ProviderError(ErrorCode.PROVIDER_ERROR, FORBIDDEN_CHARACTER)
+    head = "\r\n".join((f"{method} {target} HTTP/1.1", *lines))
+    return b"%b\r\n\r\n%b" % (head.encode("ascii"), body)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerHead:
+    """The beginning of an answer; header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
 
 
 class CannotConnectError(ProviderError):
@@ -71,64 +94,47 @@ async def _connect(origin: Origin, tls_context: Callable[[], ssl.SSLContext]) ->
 class Connection:
     """Sends one request at a time and reads its answer; closing is immediate and cannot block.
 
-    h11 is driven here rather than by httpcore, whose connections hand out every HTTP chunk on its own: this one gives
-    all that one read from the network brought as one piece.
+    Not httpcore's, whose connections hand out every HTTP chunk on its own: this one gives all that one read from the
+    network brought as one piece.
     """
 
     def __init__(self, origin: Origin, tcp: trio.SocketStream, stream: trio.abc.Stream) -> None:
         self.origin = origin
         self._tcp = tcp
         self._stream = stream
-        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_SIZE)
+        self._answer = AnswerParser()
+        self._is_sent = False
         self._idle_since = trio.current_time()
-        self._peer_closed = False
         #: Whether any byte of the answer to the current request has come.
         self.answered = False
 
-    async def request(self, method: bytes, target: bytes, headers: Headers, body: bytes) -> h11.Response:
+    async def request(self, request: Request) -> AnswerHead:
         """Send a request and wait for the head of its answer."""
-        self.answered = False
-        try:
-            request = h11.Request(method=method, target=target, headers=list(headers))
-        except h11.LocalProtocolError:
-            raise ProviderError(ErrorCode.PROVIDER_ERROR, FORBIDDEN_CHARACTER) from None
-        # h11's send returns None only for ConnectionClosed.
-        data = b"".join(self._h11.send(event) or b"" for event in (request, h11.Data(body), h11.EndOfMessage()))
+        self.answered = self._is_sent = False
+        self._answer = answer = AnswerParser()
         # A server may refuse a body that it has not read whole: its answer is still there to read.
         with suppress(trio.BrokenResourceError):
-            await self._send_all(data)
-        while True:
-            event = await self._next_event()
-            if isinstance(event, h11.Response):
-                return event
+            await self._send_all(request)
+            self._is_sent = True
+        while not answer.has_head:
+            await self._fill()
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in answer.headers}
+        return AnswerHead(answer.status, headers)
 
     async def receive_body(self) -> bytes:
         """All of the body that has arrived, after waiting for some; empty at its end."""
-        pieces: list[bytes] = []
-        while self._h11.their_state is h11.SEND_BODY:
-            event = self._parse()
-            if event is h11.NEED_DATA:
-                if pieces:
-                    break
-                await self._fill()
-            elif isinstance(event, h11.Data):
-                pieces.append(bytes(event.data))
-        return b"".join(pieces)
+        while not self._answer.has_body and not self._answer.is_complete:
+            await self._fill()
+        return self._answer.take_body()
 
     def is_complete(self) -> bool:
-        """Whether the answer is at its end."""
-        return self._h11.their_state is h11.DONE
+        """Whether the answer is at its end, and all of it taken."""
+        return self._answer.is_complete and not self._answer.has_body
 
     def make_idle(self) -> bool:
         """Get ready for the next request; False if there can be none, because the answer is not at its end."""
-        if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
-            return False
-        if self._h11.trailing_data[0]:
-            # More than the answer: it must not be taken for the answer to the next request.
-            return False
-        self._h11.start_next_cycle()
         self._idle_since = trio.current_time()
-        return True
+        return self._is_sent and self._answer.leaves_connection_open
 
     def is_expired(self) -> bool:
         return trio.current_time() - self._idle_since > KEEP_ALIVE_EXPIRY
@@ -140,32 +146,22 @@ class Connection:
     def close(self) -> None:
         self._tcp.socket.close()
 
-    async def _next_event(self) -> object:
-        while (event := self._parse()) is h11.NEED_DATA:
-            await self._fill()
-        return event
-
-    def _parse(self) -> object:
-        try:
-            event = self._h11.next_event()
-        except h11.RemoteProtocolError as exc:
-            if self._peer_closed:
-                raise self.broken("it was closed before the answer was complete") from exc
-            raise ProviderError(
-                ErrorCode.PROVIDER_PROTOCOL, f"the answer of {self.origin} is not valid HTTP ({exc})"
-            ) from exc
-        if isinstance(event, h11.ConnectionClosed):
-            raise self.broken("it was closed without an answer")
-        return event
-
     async def _fill(self) -> None:
         try:
             data = await self._receive()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise self.broken(_reason(exc)) from exc
-        self.answered = self.answered or bool(data)
-        self._peer_closed = not data
-        self._h11.receive_data(data)
+        if not data:
+            if not self._answer.feed_end():
+                what = "the answer was complete" if self.answered else "an answer"
+                raise self.broken(f"it was closed {'before' if self.answered else 'without'} {what}")
+            return
+        self.answered = True
+        try:
+            self._answer.feed(data)
+        except InvalidAnswerError as exc:
+            message = f"the answer of {self.origin} is not valid HTTP ({exc})"
+            raise ProviderError(ErrorCode.PROVIDER_PROTOCOL, message) from exc
 
     # Without TLS the socket is used directly: trio's methods have a checkpoint before and after each system call, which
     # costs more than the call. The one in which we wait for the answer is enough.

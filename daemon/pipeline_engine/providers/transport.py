@@ -9,17 +9,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
-import h11
 import httpx
 
 from pipeline_engine.errors import ErrorCode, ProviderError
-from pipeline_engine.providers.connection import FORBIDDEN_CHARACTER, Connection, Headers, Origin, open_connection
+from pipeline_engine.providers.connection import (
+    FORBIDDEN_CHARACTER,
+    AnswerHead,
+    Connection,
+    Origin,
+    Request,
+    open_connection,
+    write_request,
+)
 from pipeline_engine.providers.proxies import proxy_for
 
 MAX_IDLE_CONNECTIONS = 64  # for each origin; a burst's others are closed when it is over
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-
-Request = tuple[bytes, bytes, Headers, bytes]  # method, target, headers, body
 
 
 class Network:
@@ -91,18 +96,12 @@ class DirectTransport:
         self, method: str, address: Address, *, headers: Mapping[str, str], content: bytes, connect_timeout_s: float
     ) -> AbstractAsyncContextManager[RawAnswer]:
         """A request that starts with the block; at its end the connection goes back to the free list, or is closed."""
-        sent = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
-        names = {name for name, _ in sent}
-        if b"host" not in names:
-            sent.insert(0, (b"host", address.host))
-        if content and b"content-length" not in names:
-            sent.append((b"content-length", b"%d" % len(content)))
-        request = (method.encode("ascii"), address.target, sent, content)
+        request = write_request(method, address.target, address.host, headers, content)
         return _Sending(self, address.origin, request, connect_timeout_s)
 
     async def exchange(
         self, origin: Origin, request: Request, connect_timeout_s: float
-    ) -> tuple[Connection, h11.Response]:
+    ) -> tuple[Connection, AnswerHead]:
         """Send a request over an idle connection, or over a new one, and wait for the head of its answer."""
         reused = self._take_idle(origin)
         if reused is not None:
@@ -123,10 +122,10 @@ class DirectTransport:
         for connection in connections:
             connection.close()
 
-    async def _request(self, connection: Connection, request: Request) -> h11.Response:
+    async def _request(self, connection: Connection, request: Request) -> AnswerHead:
         self._busy.add(connection)
         try:
-            return await connection.request(*request)
+            return await connection.request(request)
         except BaseException:
             self.release(connection)
             raise
@@ -173,8 +172,7 @@ class _Sending:
     async def __aenter__(self) -> RawAnswer:
         connection, head = await self._transport.exchange(self._origin, self._request, self._connect_timeout_s)
         self._connection = connection
-        headers = {name.decode("ascii").lower(): value.decode("latin-1") for name, value in head.headers}
-        return RawAnswer(head.status_code, headers, connection.receive_body, connection.is_complete)
+        return RawAnswer(head.status, head.headers, connection.receive_body, connection.is_complete)
 
     async def __aexit__(self, *_: object) -> None:
         # No checkpoint: this runs while a cancelled request unwinds, and has nothing to wait for.
@@ -260,14 +258,14 @@ class Address:
 
     url: httpx.URL
     origin: Origin
-    host: bytes
-    target: bytes
+    host: str
+    target: str
 
 
 @functools.lru_cache(maxsize=256)  # a few addresses serve thousands of calls
 def _parsed(text: str) -> Address:
     url = httpx.URL(text)
-    return Address(url, _origin(url), url.netloc, url.raw_path)
+    return Address(url, _origin(url), url.netloc.decode("ascii"), url.raw_path.decode("ascii"))
 
 
 def _mapped(exc: httpx.HTTPError | httpx.InvalidURL, url: str) -> ProviderError:
