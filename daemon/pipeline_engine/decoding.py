@@ -164,19 +164,21 @@ def _annotated(type_: Any, constraints: list[msgspec.Meta]) -> Any:
 class _Field(NamedTuple):
     key: str
     name: str
-    required: bool
     keeps_empty: bool
     decode: _Decoder
 
 
 @functools.cache
-def _fields(type_: type[msgspec.Struct]) -> dict[str, _Field]:
-    return {
-        field.encode_name: _Field(
-            field.encode_name, field.name, field.required, _keeps_empty(field.type), _decoder_of(field.type)
-        )
-        for field in msgspec.structs.fields(type_)
-    }
+def _fields(type_: type[msgspec.Struct]) -> tuple[dict[str, _Field], list[_Field]]:
+    """All fields by their keys, and those that are required."""
+    fields: dict[str, _Field] = {}
+    required: list[_Field] = []
+    for info in msgspec.structs.fields(type_):
+        field = _Field(info.encode_name, info.name, _keeps_empty(info.type), _decoder_of(info.type))
+        fields[field.key] = field
+        if info.required:
+            required.append(field)
+    return fields, required
 
 
 def _keeps_empty(type_: Any) -> bool:
@@ -194,18 +196,17 @@ def _decode_struct(type_: type[msgspec.Struct], value: Any, path: str, problems:
         problems.append(Problem(path, f"expected an object, got {_described(value)}"))
         return _FAILED
     before = len(problems)
-    fields = _fields(type_)
-    if not value.keys() <= fields.keys():
-        for key in value:
-            if key not in fields:
-                problems.append(Problem(_join(path, key), f"unknown key; known here: {', '.join(fields)}"))
+    fields, required = _fields(type_)
     values: dict[str, Any] = {}
-    for key, name, required, keeps_empty, decode in fields.values():
-        given = value.get(key)
-        if given is not None and (given != "" or keeps_empty):
-            values[name] = decode(given, _join(path, key), problems)
-        elif required:
-            problems.append(Problem(_join(path, key), "is required"))
+    for key, given in value.items():
+        field = fields.get(key)
+        if field is None:
+            problems.append(Problem(_join(path, key), f"unknown key; known here: {', '.join(fields)}"))
+        elif given is not None and (given != "" or field.keeps_empty):
+            values[field.name] = field.decode(given, _join(path, key), problems)
+    for field in required:
+        if field.name not in values:
+            problems.append(Problem(_join(path, field.key), "is required"))
     return _FAILED if len(problems) > before else type_(**values)
 
 

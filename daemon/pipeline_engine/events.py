@@ -63,8 +63,7 @@ Event = tuple[str, Any]  # a name and its data, which to_json takes
 
 def event_line(seq: int, name: str, job_id: JobId, ts: str, data: bytes) -> bytes:
     """The line of an event, as the store and every follower get it; `data` is JSON."""
-    head = f'{{"seq":{seq},"event":"{name}","job_id":"{job_id}","ts":"{ts}","data":'
-    return b"%b%b}\n" % (head.encode(), data)
+    return f'{{"seq":{seq},"event":"{name}","job_id":"{job_id}","ts":"{ts}","data":'.encode() + data + b"}\n"
 
 
 def _wall_offset() -> float:

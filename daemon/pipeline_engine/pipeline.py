@@ -82,6 +82,8 @@ class Graph:
 
     def ancestors(self, step_id: StepId) -> list[StepId]:
         """The steps that this one depends on, directly or not, as they are written."""
+        if not self.dependencies[step_id]:
+            return []
         # Shifting the mask for each step would copy it each time: a long chain would take seconds.
         bits = reversed(f"{self._ancestor_masks[step_id]:b}")
         return [other for other, bit in zip(self._position, bits, strict=False) if bit == "1"]
@@ -91,11 +93,10 @@ class Graph:
         bit = 1 << self._position[step_id]
         return {other for other, mask in self._ancestor_masks.items() if mask & bit}
 
-    @cached_property
+    @property
     def last_exported(self) -> StepId | None:
         """The exported step that is written last: its items are the primary ones."""
-        exported = [step.id for step in self.definition.steps if step.export]
-        return exported[-1] if exported else None
+        return next((step.id for step in reversed(self.definition.steps) if step.export), None)
 
 
 def input_step(step: StepDef) -> StepId | None:
@@ -125,7 +126,7 @@ def check(definition: PipelineDef, *, path: str = "") -> list[Problem]:
                 message = f"step {step.id!r} depends on {dependency!r}, which does not exist"
                 problems.append(Problem(f"{where}.depends_on[{position}]", message))
         problems += _check_step(step, where)
-    if len(seen) == len(definition.steps):
+    if len(seen) == len(definition.steps) and any(step.depends_on for step in definition.steps):
         cycle = find_cycle({step.id: tuple(step.depends_on) for step in definition.steps})
         if cycle:
             problems.append(Problem(f"{prefix}steps", "the dependencies form a cycle: " + " -> ".join(cycle)))

@@ -1,4 +1,4 @@
-"""Runs one job's DAG in one nursery: a task a step, started when the last of its dependencies is done."""
+"""Runs one job's DAG in one nursery: each step is started when the last of its dependencies is done."""
 
 from __future__ import annotations
 
@@ -67,15 +67,29 @@ class Scheduler:
         error: JobError | None = None
         try:
             async with trio.open_nursery() as steps:
-                self._advance(steps, [step_id for step_id, count in self._waiting.items() if count == 0])
+                await self._run_all(steps, [step_id for step_id, count in self._waiting.items() if count == 0])
         except* JobFailedError as failures:
             error = _first_failure(failures)
         return error
 
+    async def _run_all(self, steps: trio.Nursery, ready: Sequence[StepId]) -> None:
+        """Run the steps that are ready and all that follows from them: a chain in this task, branches in their own."""
+        while runnable := self._advance(ready):
+            if len(runnable) > 1:
+                for step in runnable:
+                    steps.start_soon(self._run_branch, steps, step)
+                return
+            if ready := await self._run_step(runnable[0]):
+                await trio.lowlevel.checkpoint()  # a chain of steps that wait for nothing must not hold up all others
+
+    async def _run_branch(self, steps: trio.Nursery, step: StepDef) -> None:
+        await self._run_all(steps, await self._run_step(step))
+
     # what to do with a step whose dependencies are final
 
-    def _advance(self, steps: trio.Nursery, ready: Sequence[StepId]) -> None:
-        """Start or skip the steps that became ready, and those that become so thereby."""
+    def _advance(self, ready: Sequence[StepId]) -> list[StepDef]:
+        """The steps to run, of those that became ready; others are skipped, and what becomes ready thereby counts too."""
+        runnable: list[StepDef] = []
         queue = deque(ready)
         while queue:
             step_id = queue.popleft()
@@ -88,9 +102,10 @@ class Scheduler:
                 self._end_step(step_id, StepStatus.SKIPPED, reason=reason)
                 self._context.finish_items(step_id, ())
             else:
-                steps.start_soon(self._run_step, steps, self._graph.steps[step_id])
+                runnable.append(self._graph.steps[step_id])
                 continue
             queue += self._unblocked(step_id)
+        return runnable
 
     def _unblocked(self, step_id: StepId) -> list[StepId]:
         ready = []
@@ -137,7 +152,8 @@ class Scheduler:
 
     # running
 
-    async def _run_step(self, steps: trio.Nursery, step: StepDef) -> None:
+    async def _run_step(self, step: StepDef) -> list[StepId]:
+        """Take the step to its end; gives the steps that become ready thereby."""
         execution = self._context.executions[step.id]
         try:
             if execution.status is StepStatus.PENDING:
@@ -146,8 +162,7 @@ class Scheduler:
                     self._end_step(
                         step.id, StepStatus.SKIPPED, reason=f"when is false: {shorten(step.when or '', 200)}"
                     )
-                    self._advance(steps, self._unblocked(step.id))
-                    return
+                    return self._unblocked(step.id)
                 # What was stored of a cancellation must not be written over by a step that begins after it.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 self._begin_step(step)
@@ -162,7 +177,7 @@ class Scheduler:
         else:
             self._context.finish_items(step.id, items)
             self._end_step(step.id, StepStatus.SUCCESS)
-        self._advance(steps, self._unblocked(step.id))
+        return self._unblocked(step.id)
 
     async def _items_of(self, step: StepDef) -> list[ResultItem]:
         services = self._context.services

@@ -129,8 +129,9 @@ class ChatAnswer:
             return []
         if value.get("error"):
             raise self._answer.error_inside(value, raw=raw)
-        self._usage = usage_of(value.get("usage")) or self._usage
-        if isinstance(model := value.get("model"), str) and model:
+        if (usage := value.get("usage")) is not None:
+            self._usage = usage_of(usage) or self._usage
+        if isinstance(model := value.get("model"), str) and model and model != self._model:
             self._model = clean_text(model)
         chunks: list[Chunk] = []
         choices = value.get("choices")
@@ -145,14 +146,17 @@ class ChatAnswer:
         chunks: list[Chunk] = []
         if isinstance(delta, dict):
             # Servers that know both names may send the same reasoning under each.
-            chunks += self._text.reasoning(delta.get("reasoning_content") or delta.get("reasoning"))
-            chunks += self._text.text(_plain(delta.get("content")))
+            if reasoning := delta.get("reasoning_content") or delta.get("reasoning"):
+                chunks += self._text.reasoning(reasoning)
+            if content := delta.get("content"):
+                chunks += self._text.text(_plain(content))
             if isinstance(refusal := delta.get("refusal"), str):
                 self._refusal += refusal
             tool_calls = delta.get("tool_calls")
             for tool_call in tool_calls if isinstance(tool_calls, list) else ():
                 self._tool_calls.feed(tool_call)
-        self.finish_reason = finish_reason_of(choice.get("finish_reason")) or self.finish_reason
+        if reason := choice.get("finish_reason"):
+            self.finish_reason = finish_reason_of(reason) or self.finish_reason
         if self.finish_reason == "error":
             raise self._answer.error_inside({"error": "the provider ended the answer with an error"}, raw=raw)
         return chunks

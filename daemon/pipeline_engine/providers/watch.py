@@ -23,8 +23,8 @@ async def open_watched(
 
     Tools watch their own time, since their processes want a grace before they are killed.
     """
-    with trio.CancelScope() as scope:
-        watched = _Watched(scope, call, note)
+    watched = _Watched(call, note)
+    with watched.scope as scope:
         async with provider.stream(call) as batches:
             watched.batches = batches
             yield watched
@@ -39,24 +39,29 @@ class _Watched:
 
     batches: AsyncIterator[Batch]
 
-    def __init__(self, scope: trio.CancelScope, call: ProviderCall, note: Callable[[Batch], None]) -> None:
+    def __init__(self, call: ProviderCall, note: Callable[[Batch], None]) -> None:
         now = trio.current_time()
         target = call.target
-        self._scope = scope
         self._target = target
         self._note = note
         self._watching = call.operation is not Operation.TOOL
         self._end = now + (target.timeout_s or math.inf)
         self._first = now + target.first_token_timeout_s
         self._began = False
-        self._set_deadline(self._first)
+        self._ended = False
+        self.scope = trio.CancelScope(deadline=min(self._end, self._first) if self._watching else math.inf)
 
     def __aiter__(self) -> AsyncIterator[Batch]:
         return self
 
     async def __anext__(self) -> Batch:
+        if self._ended:  # there is nothing to wait for behind the completion
+            return await anext(self.batches)
         while True:
-            self._set_deadline(trio.current_time() + self._target.idle_timeout_s if self._began else self._first)
+            if self._began:
+                self._set_deadline(trio.current_time() + self._target.idle_timeout_s)
+            else:
+                self._set_deadline(self._first)
             try:
                 batch = await anext(self.batches)
             finally:
@@ -65,6 +70,7 @@ class _Watched:
             # alive, but is no first token.
             if batch:
                 self._began = True
+                self._ended = isinstance(batch[-1], Completion)
                 self._note(batch)
                 return batch
 
@@ -82,5 +88,6 @@ class _Watched:
         return ProviderError(ErrorCode.TIMEOUT, message, retryable=True)
 
     def _set_deadline(self, deadline: float) -> None:
-        if self._watching:
-            self._scope.deadline = min(self._end, deadline)
+        deadline = min(self._end, deadline)
+        if self._watching and deadline != self.scope.deadline:  # to set it costs as much as all else here
+            self.scope.deadline = deadline

@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -150,6 +149,9 @@ class JobContext:
         self.items: dict[StepId, list[ResultItem]] = {}
         self.budget = Budget(limits)
         self.usage = Usage()
+        self.source_views = [source_view(source) for source in job_input.sources]
+        #: For each source its bytes if it is an image: a model gets them beside the prompt, not as a text in it.
+        self.source_images = [image_of(source) for source in job_input.sources]
         self._state = state
         self._views: dict[StepId, list[dict[str, Any]]] = {}
         self._positions = {step.id: index for index, step in enumerate(definition.steps)}
@@ -216,17 +218,9 @@ class JobContext:
 
     # what templates see
 
-    @cached_property
-    def source_images(self) -> list[bytes | None]:
-        """For each source its bytes if it is an image: a model gets them beside the prompt, not as a text in it."""
-        return [image_of(source) for source in self.input.sources]
-
-    @cached_property
-    def source_views(self) -> list[dict[str, Any]]:
-        return [source_view(source) for source in self.input.sources]
-
-    @cached_property
-    def _shared_scope(self) -> dict[str, Any]:
+    def scope(self, step: StepDef) -> dict[str, Any]:
+        """The names that the templates and expressions of a step may use, whatever the item."""
+        previous = {step_id: self.views(step_id) for step_id in self.graph.ancestors(step.id)}
         job = self.job
         return {
             "sources": self.source_views,
@@ -237,12 +231,9 @@ class JobContext:
                 "labels": job.labels,
                 "created_at": job.created_at,
             },
+            "step": {"id": step.id, "name": step.title},
+            "previous": previous,
         }
-
-    def scope(self, step: StepDef) -> dict[str, Any]:
-        """The names that the templates and expressions of a step may use, whatever the item."""
-        previous = {step_id: self.views(step_id) for step_id in self.graph.ancestors(step.id)}
-        return {**self._shared_scope, "step": {"id": step.id, "name": step.title}, "previous": previous}
 
 
 def view_of(item: ResultItem) -> dict[str, Any]:

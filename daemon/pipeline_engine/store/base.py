@@ -6,11 +6,14 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from pipeline_engine.models import JobId, JobStatus
 
+# What comes with every event is a struct of msgspec, which is made several times as fast as a dataclass.
 
-@dataclass(frozen=True, slots=True)
-class EventRecord:
+
+class EventRecord(msgspec.Struct, frozen=True, gc=False):
     """One event; `line` is its JSON text with the newline, as followers receive it."""
 
     seq: int
@@ -30,16 +33,14 @@ class NewJob:
     definition: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ExecutionRecord:
+class ExecutionRecord(msgspec.Struct, frozen=True, gc=False):
     """A step execution as JSON, and the place of its step in the definition."""
 
     position: int
     execution: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointRecord:
+class CheckpointRecord(msgspec.Struct, frozen=True, gc=False):
     """A finished item as JSON (a StepCheckpoint), and its place: the step's in the definition, the shard's in the step."""
 
     position: int
@@ -56,8 +57,7 @@ class IdempotencyRecord:
     used_at: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobChange:
+class JobChange(msgspec.Struct, frozen=True, kw_only=True):
     """All that one append changes: written whole or not at all.
 
     `finished_at` (RFC 3339, see AgeClock) comes with a final status; without it the time of the write is taken. Only a

@@ -9,6 +9,7 @@ import trio
 from tests.engine_setting import (
     Script,
     ScriptedRegistry,
+    job_request,
     llm,
     names,
     open_setting,
@@ -19,7 +20,7 @@ from tests.engine_setting import (
 from trio.testing import MockClock
 
 from pipeline_engine.errors import ErrorCode, InvalidRequestError, ProviderError
-from pipeline_engine.models import Job, JobStatus
+from pipeline_engine.models import Job, JobStatus, StepStatus
 from pipeline_engine.store.base import JobChange, Operation
 from pipeline_engine.store.memory import MemoryStore
 
@@ -211,3 +212,15 @@ async def test_an_end_that_cannot_be_stored_fails_its_job_alone(autojump_clock: 
         assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
         assert names(events)[-3:] == ["job_status", "job_failed", "stream_finished"]
         assert (await setting.run([llm("a", "other")], ["y"])).status is JobStatus.FAILED
+
+
+async def test_a_chain_of_steps_that_wait_for_nothing_lets_others_run(autojump_clock: MockClock) -> None:
+    length = 20
+    chain = [llm(f"s{number}", depends_on=[f"s{number - 1}"] if number else []) for number in range(length)]
+    async with open_setting() as setting:
+        done: set[int] = set()
+        await setting.engine.submit(job_request(chain, ["x"], dry_run=True))
+        while length not in done:
+            done.add(setting.engine.step_stats.ended[StepStatus.SUCCESS])
+            await trio.lowlevel.checkpoint()
+    assert len(done) > length / 2
