@@ -12,8 +12,9 @@ from functools import partial
 import trio
 
 from pipeline_engine.api.serving.asgi import AsgiApp
-from pipeline_engine.api.serving.connection import Connection, Service
+from pipeline_engine.api.serving.connection import Connection
 from pipeline_engine.api.serving.lifespan import run_lifespan
+from pipeline_engine.api.serving.protocol import Service
 from pipeline_engine.api.serving.refusals import Refusal
 from pipeline_engine.api.serving.settings import ServeSettings
 
