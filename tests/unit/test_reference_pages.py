@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,7 +95,7 @@ def test_the_page_of_the_providers_has_every_setting_and_says_which_of_them_a_st
 
 
 def test_the_page_of_the_providers_tells_the_numbers_that_are_the_defaults() -> None:
-    defaults = {one.name: one.default for one in dataclasses.fields(Target)}
+    defaults = {one.name: one.default for one in msgspec.structs.fields(Target)}
     numbers = {name: float(cells[0]) for name, cells in settings_table().items() if cells[0].isdigit()}
     assert len(numbers) > 5
     assert numbers == {name: defaults[name] for name in numbers}

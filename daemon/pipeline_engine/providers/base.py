@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
+
+import msgspec
 
 from pipeline_engine.decoding import Secret
 from pipeline_engine.models import ProviderKind, Sandbox, Usage
@@ -21,8 +22,7 @@ class Operation(StrEnum):
     TOOL = "tool"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """One turn of a chat; `images` are bytes that go along with the content."""
 
     role: Literal["system", "user", "assistant"]
@@ -30,8 +30,7 @@ class Message:
     images: tuple[bytes, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Where a call goes: a profile with the step's override and the defaults applied. Durations are seconds."""
 
     profile_id: str
@@ -39,9 +38,9 @@ class Target:
     base_uri: str
     model: str
     api_key: Secret | None = None
-    headers: Mapping[str, Secret] = field(default_factory=dict)
+    headers: Mapping[str, Secret] = msgspec.field(default_factory=dict)
     system_prompt: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = msgspec.field(default_factory=dict)
     stream: bool = True
     keep_alive: str | int | float | None = None
     api: Literal["openai", "a1111"] = "openai"
@@ -55,7 +54,7 @@ class Target:
     tokens_per_minute: int | None = None
     # local_tool only
     command: tuple[str, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = msgspec.field(default_factory=dict)
     cwd: str | None = None
     grace_s: float = 2.0
     max_output_bytes: int = 16 * 1024 * 1024
@@ -64,8 +63,7 @@ class Target:
     idempotent: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProviderCall:
+class ProviderCall(msgspec.Struct, frozen=True, kw_only=True):
     """One request to a provider. Which fields matter depends on the operation:
 
     CHAT: messages, max_tokens, json_schema; EMBED: inputs; IMAGE: messages (the last one's content is the prompt);
@@ -81,19 +79,17 @@ class ProviderCall:
     inputs: Sequence[str] = ()
     stdin: str = ""
     command: Sequence[str] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """A piece of an answer, as the provider sent it."""
 
     content: str
     kind: Literal["text", "reasoning"] = "text"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """How an answer ended; always the last thing that a stream yields.
 
     `tool_calls` are `{id, name, arguments}`; `warnings` `{code, message, …}`; `embeddings` one vector for each input,

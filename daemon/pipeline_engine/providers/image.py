@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 from urllib.parse import urljoin, urlsplit
+
+import msgspec
 
 from pipeline_engine.errors import ErrorCode, ProviderError
 from pipeline_engine.providers.addresses import origin_of, without_query
@@ -78,7 +79,7 @@ class ImageProvider:
             raise answer.protocol_error("has an image at an address that is not http or https")
         if origin_of(url) != origin_of(target.base_uri):
             # A secret belongs to the origin that it was given for. The errors name the other server.
-            target = dataclasses.replace(target, base_uri=without_query(url), api_key=None, headers={})
+            target = msgspec.structs.replace(target, base_uri=without_query(url), api_key=None, headers={})
         async with get(self._client, target, url) as image:
             return _checked(await image.read(MAX_IMAGE_SIZE), image)
 

@@ -7,9 +7,10 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
 import trio
 
 from pipeline_engine.errors import ErrorCode, ProviderError, StepError
@@ -176,7 +177,7 @@ class ProviderRegistry:
                 limiter.permit(job_id=job_id, tokens=_estimated_tokens(call)) as permit,
                 self._server_up(target, entry) as reached,
             ):
-                call = call if reached is target else replace(call, target=reached)
+                call = call if reached is target else msgspec.structs.replace(call, target=reached)
                 with self._counted(call, permit) as note:
                     async with open_watched(provider, call, note=note) as batches:
                         yield batches
@@ -259,7 +260,11 @@ class ProviderRegistry:
     async def _using(self, server: ModelServer, target: Target) -> AsyncIterator[Target]:
         try:
             async with server.in_use() as port:
-                yield target if port is None else replace(target, base_uri=with_port(target.base_uri, port))
+                yield (
+                    target
+                    if port is None
+                    else msgspec.structs.replace(target, base_uri=with_port(target.base_uri, port))
+                )
         except ProviderError as exc:
             if "stderr" in exc.details:  # some servers print the key that they are given
                 exc.message = redact(exc.message, target)

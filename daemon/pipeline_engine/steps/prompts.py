@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from pipeline_engine.errors import TemplateError
 from pipeline_engine.models import ProviderKind, StepDef
@@ -74,7 +76,7 @@ def chat_call(
     return ProviderCall(
         target=target,
         operation=Operation.IMAGE if target.kind is ProviderKind.IMAGE else Operation.CHAT,
-        messages=(*before, replace(last, images=images)),
+        messages=(*before, msgspec.structs.replace(last, images=images) if images else last),
         max_tokens=max_tokens if isinstance(max_tokens, int) and not isinstance(max_tokens, bool) else None,
         json_mode=wants_json and step.output_format == "json_strict",
         json_schema=step.config.json_schema if wants_json else None,
@@ -83,7 +85,7 @@ def chat_call(
 
 def with_turns(call: ProviderCall, *turns: Message) -> ProviderCall:
     """The same call with further turns of the conversation."""
-    return replace(call, messages=(*call.messages, *turns))
+    return msgspec.structs.replace(call, messages=(*call.messages, *turns))
 
 
 async def _render(renderer: Renderer, place: str, source: str, scope: Mapping[str, Any]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from pipeline_engine.errors import ErrorCode, StepError
 from pipeline_engine.jsontext import dumps_compact
@@ -14,8 +15,7 @@ from pipeline_engine.steps.context import JobContext, artifact_ids
 from pipeline_engine.steps.sharding import Piece, split_source
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
     """The input of one call. `key` is None in single mode; `source` is there when it is (a piece of) a source.
 
     `sources` are the places of the sources that it consists of, `artifacts` the SHA-256 of those of its items.
