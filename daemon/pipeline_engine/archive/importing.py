@@ -102,7 +102,7 @@ class _Import:
             self._report.present.append(job_id)
             return
         try:
-            self._store.write_lazily(reading.changes())
+            self._store.write(reading.changes())
         except BaseException:
             self._files.release(job_id)
             used = self._store.artifacts_in_use(reading.new_artifacts)

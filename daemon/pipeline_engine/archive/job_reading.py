@@ -84,7 +84,7 @@ class JobReading:
         self._last_names: list[str] = []
 
     def changes(self) -> Iterator[JobChange]:
-        """What makes the job, for Store.write_lazily."""
+        """What makes the job, for Store.write."""
         job, start = self.job, self._start
         yield JobChange(
             job_id=job.id,

@@ -194,18 +194,18 @@ class FinishedJob:
 class Store(Protocol):
     """All methods block and may be called from any thread; `write` from one thread at a time.
 
-    `write` without operations only tries whether the store can be written. `blocks` says whether they may take long
-    enough to need a thread. They raise StoreError when the disk or the database fails; what `write` was given is then
-    not written at all.
+    `blocks` says whether they may take long enough to need a thread. They raise StoreError when the disk or the
+    database fails.
     """
 
     @property
     def blocks(self) -> bool: ...
 
-    def write(self, operations: Sequence[Operation]) -> None: ...
+    def write(self, operations: Iterable[Operation]) -> None:
+        """Take the operations one by one and commit them together; if anything raises, iterating too, none is written.
 
-    def write_lazily(self, operations: Iterable[Operation]) -> None:
-        """Take the operations one by one, and commit them together; if iterating over them raises, none is."""
+        Without operations it only tries whether the store can be written.
+        """
         ...
 
     def rest(self) -> bool:

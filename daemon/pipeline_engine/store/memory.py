@@ -62,13 +62,11 @@ class MemoryStore:
         self._definitions: dict[str, bytes] = {}
         self._profiles: dict[str, tuple[bytes, bytes]] = {}
 
-    def write(self, operations: Sequence[Operation]) -> None:
+    def write(self, operations: Iterable[Operation]) -> None:
+        taken = list(operations)
         with self._lock:
-            for operation in operations:
+            for operation in taken:
                 self._apply(operation)
-
-    def write_lazily(self, operations: Iterable[Operation]) -> None:
-        self.write(list(operations))
 
     def rest(self) -> bool:
         return True

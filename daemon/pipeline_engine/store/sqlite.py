@@ -89,10 +89,7 @@ class SqliteStore:
 
     # writing
 
-    def write(self, operations: Sequence[Operation]) -> None:
-        self.write_lazily(operations)
-
-    def write_lazily(self, operations: Iterable[Operation]) -> None:
+    def write(self, operations: Iterable[Operation]) -> None:
         with mapped_errors():
             try:
                 self._writer.execute("BEGIN IMMEDIATE")

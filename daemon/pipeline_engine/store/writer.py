@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import trio
 
@@ -71,7 +71,7 @@ class StoreWriter:
         self._access = StoreAccess(store, threads=1)
         self._pending: deque[Write] = deque()
         self._pending_bytes = 0
-        self._committing = 0
+        self._batch: list[Write] = []  # being committed
         self._alone = 0  # of the next pending writes each gets a transaction of its own
         self._wake = trio.Event()
         self._room = trio.Event()
@@ -93,7 +93,7 @@ class StoreWriter:
     @property
     def pending(self) -> tuple[int, int]:
         """How many operations wait to be committed or are being, and about how many bytes they hold."""
-        return len(self._pending) + self._committing, self._pending_bytes
+        return len(self._pending) + len(self._batch), self._pending_bytes
 
     def post(
         self,
@@ -178,7 +178,7 @@ class StoreWriter:
     async def _commit_all(self) -> bool:
         """Commit what waits; False when the store fails at closing time."""
         while self._pending or self._probes or self._failure is not None:
-            await self._commit(self._take_batch())
+            await self._commit()
             self._answer_probes()
             if self._failure is not None:
                 if self._closing.is_set():
@@ -188,26 +188,18 @@ class StoreWriter:
                 self._retry_pause = min(self._retry_pause * 2, MAX_RETRY)
         return True
 
-    def _take_batch(self) -> list[Write]:
-        """The next writes; none when the store failed and nothing waits: then it is tried without any."""
-        batch: list[Write] = []
-        size = 0
-        while self._pending and (not batch or (size + self._pending[0].size <= MAX_BATCH_BYTES and not self._alone)):
-            batch.append(self._pending.popleft())
-            size += batch[-1].size
-        self._alone = max(0, self._alone - 1)
-        return batch
-
-    async def _commit(self, batch: list[Write]) -> None:
+    async def _commit(self) -> None:
+        """Commit the next writes; if there are none, because the store failed, it is tried without any."""
         began = trio.current_time()
-        self._committing = len(batch)
+        self._batch = batch = [self._pending.popleft()] if self._pending else []
         try:
             # Shielded: whoever waits must hear of what is on the disk, even if we are being cancelled.
             with trio.CancelScope(shield=True):
                 try:
-                    await self._access.call(self._access.store.write, [write.operation for write in batch])
+                    await self._access.call(self._access.store.write, self._take(batch, alone=bool(self._alone)))
                 finally:
-                    self._committing = 0
+                    self._alone = max(0, self._alone - 1)
+                    self._batch = []
         except StoreError as exc:
             self._fail(exc)
             self._pending.extendleft(reversed(batch))
@@ -227,6 +219,22 @@ class StoreWriter:
                 self.commit_seconds.add(trio.current_time() - began)
             self._recover()
             self._finish(batch)
+
+    def _take(self, batch: list[Write], *, alone: bool) -> Iterator[Operation]:
+        """The operations of a transaction, which are added to the batch as they are taken.
+
+        This runs in the thread that writes: until it gets there, more may be posted, and need not wait for the next
+        transaction. It is the only one that takes meanwhile.
+        """
+        for write in batch[:]:
+            yield write.operation
+        size = sum(write.size for write in batch)
+        for _ in range(0 if alone else len(self._pending)):
+            size += self._pending[0].size
+            if size > MAX_BATCH_BYTES:
+                return
+            batch.append(self._pending.popleft())
+            yield batch[-1].operation
 
     def _answer_probes(self) -> None:
         probes, self._probes = self._probes, []

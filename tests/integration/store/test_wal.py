@@ -28,7 +28,7 @@ NEW = JobChange(
     job=b"{}",
 )
 FOLLOWERS = 200
-TOKENS = 100
+TOKENS = 200
 LIMIT = 12 * 1024 * 1024  # bytes; much less than the 30 MB that are written
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import pytest
 import trio
@@ -195,13 +195,14 @@ async def test_an_internal_error_fails_the_step_and_is_logged_once(
 
 async def test_an_end_that_cannot_be_stored_fails_its_job_alone(autojump_clock: MockClock) -> None:
     class Picky(MemoryStore):
-        def write(self, operations: Sequence[Operation]) -> None:
-            for operation in operations:
+        def write(self, operations: Iterable[Operation]) -> None:
+            taken = list(operations)
+            for operation in taken:
                 if isinstance(operation, JobChange) and any(
                     event.name == "job_completed" for event in operation.events
                 ):
                     raise ValueError("the result is too big")
-            super().write(operations)
+            super().write(taken)
 
     async with open_setting(store=Picky()) as setting:
         job = await setting.run([llm("a")], ["x"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import pytest
@@ -36,7 +36,7 @@ class ScriptedStore(MemoryStore):
         self.rests: list[bool] = []  # what to answer when the store is to rest
         self.rested_at: list[float] = []
 
-    def write(self, operations: Sequence[Operation]) -> None:
+    def write(self, operations: Iterable[Operation]) -> None:
         if self.failure is not None:
             raise self.failure
         names = [operation.job_ids[0] for operation in operations if isinstance(operation, DeleteJobs)]
@@ -69,6 +69,25 @@ async def test_all_that_waits_goes_into_one_transaction_in_order(nursery: trio.N
     await writer.execute(delete("d"))
     assert store.transactions == [["a", "b", "c", "d"]]
     assert committed == ["a", "b", "c"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_comes_before_the_store_begins_goes_along(nursery: trio.Nursery) -> None:
+    class SlowToBegin(ScriptedStore):
+        def write(self, operations: Iterable[Operation]) -> None:
+            for name in late:
+                writer.post(delete(name), on_commit=functools.partial(committed.append, name))
+            late.clear()
+            super().write(operations)
+
+    late, committed = ["b", "c"], list[str]()
+    store = SlowToBegin()
+    writer = await start(nursery, store)
+    await writer.execute(delete("a"))
+    await writer.execute(delete("d"))
+    assert store.transactions == [["a", "b", "c"], ["d"]]
+    assert committed == ["b", "c"]
+    assert writer.pending == (0, 0)
     nursery.cancel_scope.cancel()
 
 
@@ -211,11 +230,12 @@ async def test_what_is_tried_alone_stays_in_order_when_the_store_fails_meanwhile
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     class FailingAfterThePoison(ScriptedStore):
-        def write(self, operations: Sequence[Operation]) -> None:
+        def write(self, operations: Iterable[Operation]) -> None:
+            taken = list(operations)
             try:
-                super().write(operations)
+                super().write(taken)
             except LookupError:
-                if len(operations) == 1:
+                if len(taken) == 1:
                     self.failure = StoreError("the disk is gone")
                 raise
 
