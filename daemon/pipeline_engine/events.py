@@ -252,8 +252,8 @@ class Follower:
     async def next_batch(self, max_bytes: int = BATCH_BYTES) -> list[bytes] | None:
         """The next lines, at least one; None after the job's last event.
 
-        Raises UnavailableError when the daemon stops before the job has ended. While there are lines
-        in memory there is no checkpoint here: sending the batch is one.
+        Raises UnavailableError when the daemon stops before the job has ended. While there are lines in memory there is
+        no checkpoint here: whoever sends one batch after the other has them.
         """
         while True:
             lines = await self._ready(max_bytes)

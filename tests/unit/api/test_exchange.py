@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from pipeline_engine.api.serving.exchange import MAX_BUFFERED_BODY, ClientGoneError, Exchange
+from pipeline_engine.api.serving.exchange import MAX_BUFFERED_BODY, SENDS_IN_A_TURN, ClientGoneError, Exchange
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v1/jobs"}
 START = {"type": "http.response.start", "status": 200, "headers": []}
@@ -139,6 +139,26 @@ async def test_the_end_of_the_last_send_cancels_nothing(nursery: trio.Nursery) -
     await wait_all_tasks_blocked()
     assert connection.sent == [START, LAST]
     assert not scope.cancel_called
+
+
+async def test_an_app_that_streams_without_waiting_lets_others_run() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(10 * SENDS_IN_A_TURN):
+            await send({**LAST, "more_body": True})
+
+    async def send(message: Any) -> None:
+        """As a socket with room takes it: at once."""
+
+    async def ask_for_body() -> None:
+        raise AssertionError("nobody reads")
+
+    turns = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Exchange(app, dict(SCOPE), send=send, ask_for_body=ask_for_body).run)
+        while nursery.child_tasks:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+    assert turns > 5
 
 
 async def test_an_app_that_ends_early_is_broken_off() -> None:

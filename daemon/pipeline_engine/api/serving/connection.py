@@ -181,7 +181,8 @@ class Connection:
             raise
 
     async def _send_all(self, pieces: Sequence[bytes]) -> None:
-        if self._is_tcp and trio.current_time() - self._last_write > SILENCE_S / 2 and _has_vanished(self._socket):
+        now = trio.current_time()
+        if self._is_tcp and now - self._last_write > SILENCE_S / 2 and _has_vanished(self._socket):
             raise ClientGoneError("the client has vanished")
         left: Sequence[bytes | memoryview] = pieces
         # Without a checkpoint as long as the kernel has room, which it has for most answers: see Exchange.
@@ -191,7 +192,8 @@ class Connection:
             if stall.cancelled_caught:
                 logger.info("a client read nothing for %g s and was cut off", self._settings.write_stall_s)
                 raise ClientGoneError("the client does not read")
-        self._last_write = trio.current_time()
+            now = trio.current_time()
+        self._last_write = now
 
     def _send_now(self, pieces: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:
         """What the kernel had no room for; nothing is copied, since clients that do not read would each hold a copy."""
