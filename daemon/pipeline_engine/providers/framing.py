@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -53,24 +54,31 @@ class SseDecoder:
         self._event = ""
         self._at_start = True
 
-    def feed(self, line: bytes) -> SseEvent | None:
-        """The event that this line completes."""
-        if self._at_start:
-            line = line.removeprefix(_BOM)
-            self._at_start = False
-        if not line:
-            return self.flush()
-        name, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        if name == b"data":
-            self._data.append(value)
-        elif name == b"event":
-            self._event = value.decode(errors="replace")
-        return None
+    def feed(self, lines: Iterable[bytes]) -> list[SseEvent]:
+        """The events that these lines complete."""
+        events = []
+        for line in lines:
+            if self._at_start:
+                line = line.removeprefix(_BOM)  # noqa: PLW2901 - what is cut off belongs to no line
+                self._at_start = False
+            if not line:
+                if event := self.flush():
+                    events.append(event)
+                continue
+            name, _, value = line.partition(b":")
+            if name == b"data":
+                self._data.append(value.removeprefix(b" "))
+            elif name == b"event":
+                self._event = value.removeprefix(b" ").decode(errors="replace")
+        return events
 
     def flush(self) -> SseEvent | None:
         """The event that has been read so far: servers forget the blank line behind the last one."""
-        event = SseEvent(self._event or "message", b"\n".join(self._data)) if self._data else None
+        if not self._data:
+            self._event = ""
+            return None
+        data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
+        event = SseEvent(self._event or "message", data)
         self._data, self._event = [], ""
         return event
 
@@ -124,6 +132,8 @@ class TextJoiner:
         self._held = ""
 
     def feed(self, piece: str) -> str:
+        if not self._held and piece.isascii():
+            return piece
         text = self._held + piece
         self._held = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
         return clean_text(text[: len(text) - len(self._held)])

@@ -97,12 +97,11 @@ async def _events(answer: Answer, chat: ChatAnswer) -> Batches:
             break
         last_lines = lines or last_lines
         batch: list[Chunk | Completion] = []
-        for line in lines:
-            if event := decoder.feed(line):
-                batch += chat.feed_event(event)
+        for event in decoder.feed(lines):
+            batch += chat.feed_event(event)
         yield batch
-    if not chat.is_whole and (event := decoder.flush()):
-        yield [*_feed_last(chat, event)]
+    if not chat.is_whole and (last := decoder.flush()):
+        yield [*_feed_last(chat, last)]
     if not chat.began:
         raise answer.protocol_error("is no stream of events", raw=b"\n".join(last_lines))
     if chat.ended:

@@ -202,20 +202,20 @@ class ProviderRegistry:
 
         def note(batch: Batch) -> None:
             nonlocal first_after
-            for part in batch:
-                if isinstance(part, Chunk):
-                    chunks[kind] += 1
-                    if first_after is None:
-                        first_after = trio.current_time() - began
-                        self.stats.first_token[kind].add(first_after)
-                    if answer is not None:
-                        answer.append(part)
-                    continue
+            completion = batch[-1] if isinstance(batch[-1], Completion) else None
+            if count := len(batch) - (completion is not None):
+                chunks[kind] += count
+                if first_after is None:
+                    first_after = trio.current_time() - began
+                    self.stats.first_token[kind].add(first_after)
+                if answer is not None:
+                    answer.extend(part for part in batch if isinstance(part, Chunk))
+            if completion is not None:
                 permit.succeeded = True
-                span.add(partial(describe_completion, part, answer, is_tool=is_tool))
-                if part.usage is not None:
-                    permit.tokens_used = part.usage.prompt_tokens + part.usage.completion_tokens
-                    self.stats.add_usage(kind, part.usage)
+                span.add(partial(describe_completion, completion, answer, is_tool=is_tool))
+                if completion.usage is not None:
+                    permit.tokens_used = completion.usage.prompt_tokens + completion.usage.completion_tokens
+                    self.stats.add_usage(kind, completion.usage)
 
         began = trio.current_time()
         self._metrics["provider_call_count"][kind] += 1

@@ -24,7 +24,7 @@ def lines_of(*pieces: bytes) -> list[bytes]:
 
 def events_of(*lines: bytes) -> list[SseEvent]:
     decoder = SseDecoder()
-    return [event for line in lines if (event := decoder.feed(line))]
+    return decoder.feed(lines)
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\r"])
@@ -58,7 +58,7 @@ def test_events_by_the_standard() -> None:
 
 def test_the_last_event_may_lack_its_blank_line() -> None:
     decoder = SseDecoder()
-    assert decoder.feed(b"data: x") is None
+    assert decoder.feed([b"data: x"]) == []
     assert decoder.flush() == SseEvent("message", b"x")
     assert decoder.flush() is None
 
