@@ -102,17 +102,18 @@ async def call_directly(bench: Bench, model: str) -> float:
 
 
 async def latencies(bench: Bench, *, rounds: int) -> dict[str, Figures]:
-    """Milliseconds of a job of one step, of a chain of three, of the bare call and of the floor, in turns."""
+    """Milliseconds of a job of one step, of a chain of three, of the bare call, and of the floor of both, in turns."""
     one = job([step("a", "tokens=8", export=True)])
     three = job(
         [step("a", "tokens=8"), step("b", "tokens=8", depends_on=["a"]), step("c", "tokens=8", depends_on=["b"])]
     )
-    found = {name: Figures() for name in ("one", "three", "direct", "floor")}
+    found = {name: Figures() for name in ("one", "three", "direct", "floor_one", "floor_three")}
     for _ in range(rounds):
         found["one"].values.append(await run_sync(bench, one))
         found["three"].values.append(await run_sync(bench, three))
         found["direct"].values.append(await call_directly(bench, "tokens=8"))
-        found["floor"].values.append(await read_all(bench.floor, "/job", chat("tokens=8")))
+        found["floor_one"].values.append(await read_all(bench.floor, "/job", chat("tokens=8")))
+        found["floor_three"].values.append(await read_all(bench.floor, "/job?calls=3", chat("tokens=8")))
     return found
 
 
@@ -146,25 +147,26 @@ async def throughputs(bench: Bench, *, rounds: int, count: int) -> dict[str, Fig
     return found
 
 
-async def first_token(client: Client, path: str, value: Any) -> tuple[float, float]:
-    """Milliseconds to the first token, and to the end."""
+async def first_token(client: Client, path: str, value: Any) -> float:
+    """Milliseconds to the first token; returns at the end of the answer."""
     began = now_us()
     first = 0.0
     async with client.open("POST", path, value) as answer:
         async for piece in answer.pieces():
             if not first and TOKEN.search(piece):
                 first = (now_us() - began) / 1000
-    return first, (now_us() - began) / 1000
+    return first
 
 
 async def first_tokens(bench: Bench, *, rounds: int) -> dict[str, Figures]:
+    """Milliseconds to the first token: of a job, of the bare call, and of the floor, in turns."""
     model = "tokens=100,first=20,every=20"
-    found = {name: Figures() for name in ("first", "end", "direct_first", "direct_end")}
+    found = {name: Figures() for name in ("job", "direct", "floor")}
     for _ in range(rounds):
-        first, end = await first_token(bench.api, "/v1/jobs?stream=true", job([step("a", model, export=True)]))
-        direct_first, direct_end = await first_token(bench.provider, "/v1/chat/completions", chat(model))
-        for name, value in zip(found, (first, end, direct_first, direct_end), strict=True):
-            found[name].values.append(value)
+        request = job([step("a", model, export=True)])
+        found["job"].values.append(await first_token(bench.api, "/v1/jobs?stream=true", request))
+        found["direct"].values.append(await first_token(bench.provider, "/v1/chat/completions", chat(model)))
+        found["floor"].values.append(await first_token(bench.floor, "/stream", chat(model)))
     return found
 
 
@@ -183,18 +185,22 @@ async def submit(bench: Bench, request: dict[str, Any]) -> str:
     return str(answer["job"]["id"])
 
 
-async def follower_lags(bench: Bench, *, followers: int) -> tuple[Figures, Figures]:
-    """Token to follower through the daemon, and to as many clients that call the provider themselves."""
+async def follower_lags(bench: Bench, *, followers: int) -> tuple[Figures, Figures, Figures]:
+    """Token to follower: through the daemon, through the floor, and to as many clients that call the provider."""
     model = "tokens=50,first=500,every=20"
-    through, direct = Figures(), Figures()
+    through, floor, direct = Figures(), Figures(), Figures()
     job_id = await submit(bench, job([step("a", model, export=True)]))
     async with trio.open_nursery() as nursery:
         for _ in range(followers):
             nursery.start_soon(read_lags, bench.api, "GET", f"/v1/jobs/{job_id}/stream", None, through)
+    relay = await bench.floor.call("POST", "/relay", chat(model))
+    async with trio.open_nursery() as nursery:
+        for _ in range(followers):
+            nursery.start_soon(read_lags, bench.floor, "GET", f"/relay/{relay}", None, floor)
     async with trio.open_nursery() as nursery:
         for _ in range(followers):
             nursery.start_soon(read_lags, bench.provider, "POST", "/v1/chat/completions", chat(model), direct)
-    return through, direct
+    return through, floor, direct
 
 
 async def count_lines(client: Client, path: str) -> int:
@@ -223,6 +229,10 @@ async def event_rate(bench: Bench, *, tokens: int, followers: int) -> tuple[floa
         raise RuntimeError(f"a follower got {min(counts)} events of {tokens}")
     direct = await call_directly(bench, f"tokens={tokens}")
     return sum(counts) / took, tokens / direct * 1000
+
+
+async def floor_fanout_ms(bench: Bench) -> float:
+    return await read_all(bench.floor, "/fanout?calls=50", chat("tokens=8,first=200"))
 
 
 async def fanout_ms(bench: Bench, *, at_once: int | None) -> float:

@@ -14,8 +14,9 @@ Written by `make bench`. The daemon, a scripted model server and the clients are
 Figures are medians with the lowest and the highest value of the same run in parentheses; a p99 is over all values of
 the run. Each stands beside a baseline from the same minutes: absolute times say more about the machine than about the
 program, and the processor of a virtual machine is often shared: where this page was made, the same program has been
-faster and slower by a factor of 2.5 within a day. The speed of plain Python stands beside the load for that. *The floor* is `benchmarks/floor.py`: the same HTTP server, client connections and database, and of a job only
-the request, the model call and two commits.
+faster and slower by a factor of 2.5 within a day. The speed of plain Python stands beside the load for that.
+*The floor* is `benchmarks/floor.py`, a bare program on the same libraries: the same HTTP server, client connections and
+database, and of a job only the request, its model calls, and a commit before and behind each.
 """
 
 BOUNDS = """
