@@ -248,6 +248,42 @@ async def test_pipelined_requests_are_all_answered_in_order(make_app: Callable[[
         assert answer.rindex(b"HTTP/1.1 200") < answer.index(b"HTTP/1.1 403")
 
 
+async def test_requests_of_all_kinds_take_turns_on_one_connection() -> None:
+    plain, chunked = post(2) + b"{}", post(None) + b"3\r\n{ }\r\n0\r\n\r\n"
+    head = GET_HEALTH.replace(b"GET", b"HEAD")
+    async with running(RawApp()) as server, await server.connect() as stream:
+        for sent, last in [(plain, b"\r\n\r\n2"), (chunked, b"\r\n\r\n3"), (GET_HEALTH, b"}"), (head, b"\r\n\r\n")] * 3:
+            await stream.send_all(sent)
+            assert (await read_until(stream, last)).startswith(b"HTTP/1.1 200")
+            await stream.send_all(sent[:9])  # the rest comes late
+            await trio.sleep(0.02)
+            await stream.send_all(sent[9:])
+            assert (await read_until(stream, last)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("status", [200, 204])
+async def test_a_request_that_comes_while_one_is_answered_is_next(status: int) -> None:
+    goes_on = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await goes_on.wait()
+        await send({"type": "http.response.start", "status": status, "headers": [(b"x", scope["path"].encode())]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with running(app) as server, await server.connect() as stream:
+        for name in (b"/a", b"/b", b"/c"):
+            await stream.send_all(GET_HEALTH.replace(b"/health", name))
+            await trio.sleep(0.02)
+        goes_on.set()
+        answers = b""
+        while b"x: /c\r\n" not in answers:
+            answers += await read_until(stream, b"\r\n\r\n")
+        assert [answers.count(b"x: %b\r\n" % name) for name in (b"/a", b"/b", b"/c")] == [1, 1, 1]
+        assert answers.index(b"/a") < answers.index(b"/b") < answers.index(b"/c")
+        assert answers.count(b"HTTP/1.1 %d" % status) == 3
+
+
 @pytest.mark.parametrize("make_app", APPS)
 @pytest.mark.parametrize(
     "request_head",

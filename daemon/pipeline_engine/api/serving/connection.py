@@ -144,7 +144,7 @@ class Connection:
                 self._head_started = self._head_started or self._connected_at or trio.current_time()
             elif not protocol.wants_body:
                 self._pipelined += len(data)
-            protocol.connection.receive_data(data)
+            protocol.receive(data)
 
     def _read_deadline(self, protocol: HttpProtocol) -> float:
         if protocol.stream is None:
