@@ -30,6 +30,13 @@ def run_script(module: str, *arguments: str) -> Iterator[int]:
             process.kill()
 
 
+def environment() -> dict[str, str]:
+    """That of this process, without what would change how the measured ones work."""
+    # An installed package has its bytecode; this lets a checkout have it too.
+    left_out = ("PIPELINE_ENGINE_", "PYTHONDONTWRITEBYTECODE")
+    return {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+
+
 class Daemon:
     """`pipeline-engine serve` on a port and a data directory of its own, with a profile `p` on the provider."""
 
@@ -55,13 +62,17 @@ class Daemon:
         return time.monotonic() - began
 
     def launch(self) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PIPELINE_ENGINE_")}
-        environment |= {"XDG_CONFIG_HOME": str(self.home), "PIPELINE_ENGINE_ADDR": f"127.0.0.1:{self.port}"}
+        own = {"XDG_CONFIG_HOME": str(self.home), "PIPELINE_ENGINE_ADDR": f"127.0.0.1:{self.port}"}
         command = [sys.executable, "-m", "pipeline_engine", "serve", "--config", str(self.home / "config.toml")]
         command += ["--data-dir", str(self.data), "--log-level", "warning"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=environment() | own,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def is_ready(self) -> bool:

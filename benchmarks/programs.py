@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 
 from benchmarks.measures import Figures
+from benchmarks.processes import environment
 from benchmarks.report import Row
 
 BASELINE = "import httpx"
@@ -24,10 +24,8 @@ GOALS = (("sdk", "python -c 'import pipeline_engine_sdk'", 150), ("help", "pipel
 
 def run_ms(arguments: Sequence[str]) -> float:
     """A process of this Python from its start to its end, in milliseconds."""
-    # An installed package has its bytecode; this lets a checkout have it too.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     began = time.monotonic()
-    subprocess.run([sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run([sys.executable, *arguments], env=environment(), stdout=subprocess.DEVNULL, check=True)
     return (time.monotonic() - began) * 1000
 
 
