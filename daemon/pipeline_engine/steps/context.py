@@ -150,8 +150,7 @@ class JobContext:
         self.budget = Budget(limits)
         self.usage = Usage()
         self.source_views = [source_view(source) for source in job_input.sources]
-        #: For each source its bytes if it is an image: a model gets them beside the prompt, not as a text in it.
-        self.source_images = [image_of(source) for source in job_input.sources]
+        self._source_images: list[bytes | None] | None = None
         self._state = state
         self._views: dict[StepId, list[dict[str, Any]]] = {}
         self._positions = {step.id: index for index, step in enumerate(definition.steps)}
@@ -217,6 +216,13 @@ class JobContext:
         return override is not False
 
     # what templates see
+
+    @property
+    def source_images(self) -> list[bytes | None]:
+        """For each source its bytes if it is an image: a model gets them beside the prompt, not as a text in it."""
+        if self._source_images is None:
+            self._source_images = [image_of(source) for source in self.input.sources]
+        return self._source_images
 
     def scope(self, step: StepDef) -> dict[str, Any]:
         """The names that the templates and expressions of a step may use, whatever the item."""

@@ -219,3 +219,24 @@ async def test_nothing_is_sent_after_a_write_that_the_app_gave_up(autojump_clock
     with trio.fail_after(5):
         await connection.exchange.run()
     assert connection.sent == []
+
+
+async def test_an_app_that_gives_up_between_two_pieces_is_broken_off() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with trio.CancelScope() as scope_of_app:
+            for number in range(SENDS_IN_A_TURN):
+                if number == SENDS_IN_A_TURN - 1:
+                    scope_of_app.cancel()
+                await send({**LAST, "more_body": True})
+        assert scope_of_app.cancelled_caught
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def ask_for_body() -> None:
+        raise AssertionError("nobody reads")
+
+    sent: list[Any] = []
+    await Exchange(app, dict(SCOPE), send=send, ask_for_body=ask_for_body).run()
+    assert len(sent) == SENDS_IN_A_TURN + 1
+    assert sent[-1] is None

@@ -116,9 +116,6 @@ class Exchange:
         self._in_last_send = is_body and not goes_on
         try:
             await self._send(message)
-            self._sent += 1
-            if goes_on and self._sent % SENDS_IN_A_TURN == 0:
-                await trio.lowlevel.checkpoint()  # neither the write nor the app need have waited for anything
         except ClientGoneError:
             self._told_gone = self._broken = True
             raise
@@ -128,6 +125,9 @@ class Exchange:
         finally:
             self._in_last_send = False
             self._notify()
+        self._sent += 1
+        if goes_on and self._sent % SENDS_IN_A_TURN == 0:
+            await trio.lowlevel.checkpoint()  # neither the write nor the app need have waited for anything
 
     def disconnect_scope(self) -> trio.CancelScope:
         """A scope for what the app does: it is cancelled when the client leaves. It takes the place of `receive`."""
