@@ -197,12 +197,14 @@ def _decode_struct(type_: type[msgspec.Struct], value: Any, path: str, problems:
         return _FAILED
     before = len(problems)
     fields, required = _fields(type_)
+    if not value.keys() <= fields.keys():
+        for key in value:
+            if key not in fields:
+                problems.append(Problem(_join(path, key), f"unknown key; known here: {', '.join(fields)}"))
     values: dict[str, Any] = {}
     for key, given in value.items():
         field = fields.get(key)
-        if field is None:
-            problems.append(Problem(_join(path, key), f"unknown key; known here: {', '.join(fields)}"))
-        elif given is not None and (given != "" or field.keeps_empty):
+        if field is not None and given is not None and (given != "" or field.keeps_empty):
             values[field.name] = field.decode(given, _join(path, key), problems)
     for field in required:
         if field.name not in values:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import h11
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline_engine.api.serving.plain_requests import PlainRequest, plain_request
@@ -128,6 +128,7 @@ _VALID = st.builds(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # how fast texts are made is not what is tested
 @given(st.one_of(st.lists(_PARTS, max_size=12).map(b"".join), _VALID))
 def test_nothing_is_plain_that_h11_reads_otherwise(data: bytes) -> None:
     request = read(data)
