@@ -191,11 +191,11 @@ def _operation_names(step: StepDef) -> frozenset[str]:
 
 def _visible_steps(definition: PipelineDef) -> Callable[[StepDef], Collection[str]]:
     """What `previous` holds for a step. In a graph that is broken itself, every step: that is told once already."""
-    if not any(step.depends_on for step in definition.steps):
-        return lambda _: ()
     ids = [step.id for step in definition.steps]
     known = set(ids)
     sound = len(known) == len(ids) and all(known.issuperset(step.depends_on) for step in definition.steps)
+    if sound and not any(step.depends_on for step in definition.steps):
+        return lambda _: ()
     graph = Graph(definition) if sound else None
     if graph is None or len(graph.order) < len(ids):
         return lambda step: known - {step.id}

@@ -29,7 +29,10 @@ class AnswerParser:
         # It holds our methods: let go of when the answer is complete, lest each answer is garbage that only the cycle
         # collector finds.
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
-        self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True)  # as RFC 9112, 2.2 allows
+        # As RFC 9112 allows in 2.2, 7.1 and 6.3, and as servers do.
+        self._parser.set_dangerous_leniencies(
+            lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True, lenient_chunked_length=True
+        )
 
     @property
     def leaves_connection_open(self) -> bool:
@@ -80,7 +83,7 @@ class AnswerParser:
         if not self.has_head and self._head_size > MAX_HEAD_SIZE:
             raise InvalidAnswerError(f"its head exceeds {MAX_HEAD_SIZE} bytes")
         for name, value in self.headers if self.has_head else ():
-            if name.lower() == b"transfer-encoding" and value.lower() != b"chunked":
+            if name.lower() == b"transfer-encoding" and value.strip().lower() != b"chunked":
                 raise InvalidAnswerError(f"its transfer encoding is {value.decode('latin-1')}, not chunked")
 
     # called by the parser
@@ -101,7 +104,9 @@ class AnswerParser:
             return
         self.status = status
         self.has_head = True
-        self._keep_alive = self._parser.should_keep_alive()
+        names = {name.lower() for name, _ in self.headers}
+        # With both, the length is ignored, and the connection cannot be trusted any further.
+        self._keep_alive = self._parser.should_keep_alive() and not names >= {b"content-length", b"transfer-encoding"}
 
     def on_body(self, data: bytes) -> None:
         if not self.is_complete:

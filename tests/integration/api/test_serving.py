@@ -25,6 +25,7 @@ from tests.serving_setting import (
     until,
 )
 
+from pipeline_engine.api.serving.exchange import DISCONNECT_SCOPE
 from pipeline_engine.listen_addresses import TcpAddress
 
 
@@ -130,6 +131,24 @@ async def test_a_client_that_leaves_an_idle_stream_is_noticed_at_once(leave: str
             reset(stream)
         with trio.fail_after(1):
             await app.disconnected.wait()
+
+
+async def test_a_client_that_leaves_behind_a_body_that_nobody_reads_is_noticed() -> None:
+    cancelled = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        with scope["extensions"][DISCONNECT_SCOPE]() as disconnected:
+            await trio.sleep_forever()
+        assert disconnected.cancelled_caught
+        cancelled.set()
+
+    async with running(app) as server:
+        async with await server.connect() as stream:
+            await stream.send_all(b"GET /stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
+            await stream.send_all(b"x" * 1_000_000)
+        with trio.fail_after(2):
+            await cancelled.wait()
 
 
 async def test_a_client_that_leaves_behind_an_upgrade_request_is_noticed() -> None:

@@ -207,6 +207,15 @@ async def test_a_header_that_cannot_be_sent_is_not_shown(headers: dict[str, str]
     assert str(caught.value) == "a header of the request holds a character that HTTP does not allow"
 
 
+@pytest.mark.parametrize("headers", [{"content-length": "3"}, {"transfer-encoding": "chunked"}])
+async def test_a_header_cannot_say_where_a_request_ends(headers: dict[str, str]) -> None:
+    async with open_server(OK) as server, open_client() as client:
+        with pytest.raises(ProviderError, match="cannot be set as headers"):
+            async with client.send("POST", server.url, headers=headers, content=b"{}", connect_timeout_s=5):
+                pass
+        assert server.connections == 0
+
+
 async def test_loopback_goes_past_the_proxy_and_other_hosts_through_it() -> None:
     async with open_server(OK) as server, open_server(OK) as proxy:
         network = Network(proxies={"http": proxy.url, "all": "socks5h://127.0.0.1:9"})

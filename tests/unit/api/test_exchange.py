@@ -127,6 +127,34 @@ async def test_what_the_app_does_is_cancelled_when_the_client_leaves(caplog: pyt
     assert [record for record in caplog.records if record.levelno >= logging.INFO] == []
 
 
+async def test_what_an_app_does_not_read_neither_piles_up_nor_stops_the_reading(nursery: trio.Nursery) -> None:
+    exchange = Connection(unused_app).exchange
+    full = body(b"x" * MAX_BUFFERED_BODY)
+    nursery.start_soon(exchange.put, full)
+    await wait_all_tasks_blocked()
+    exchange.disconnect_scope()
+    await wait_all_tasks_blocked()
+    assert not nursery.child_tasks
+    for _ in range(3):
+        with trio.fail_after(1):
+            await exchange.put(full)
+
+
+async def test_an_app_that_is_over_stops_no_reading(nursery: trio.Nursery) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with pytest.raises(ClientGoneError):
+            await send(START)
+
+    connection = Connection(app)
+    connection.failure = ClientGoneError("gone")
+    nursery.start_soon(connection.exchange.put, body(b"x" * MAX_BUFFERED_BODY))
+    await wait_all_tasks_blocked()
+    assert len(nursery.child_tasks) == 1
+    await connection.exchange.run()
+    await wait_all_tasks_blocked()
+    assert not nursery.child_tasks
+
+
 async def test_the_end_of_the_last_send_cancels_nothing(nursery: trio.Nursery) -> None:
     connection = Connection(unused_app)
     scope = connection.exchange.disconnect_scope()

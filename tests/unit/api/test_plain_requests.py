@@ -76,6 +76,8 @@ def test_plain_requests_are_read_as_h11_reads_them(data: bytes) -> None:
         POST.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\n"),
         POST.replace(b"Length: 2", b"Length: +2"),
         POST.replace(b"Length: 2", b"Length: 2, 2"),
+        POST.replace(b"Length: 2", b"Length: " + b"0" * 30 + b"2"),
+        POST.replace(b"Length: 2", b"Length: " + b"0" * 900 + b"2"),
         GET.replace(b"\r\n\r\n", b"\r\n folded\r\n\r\n"),
         GET.replace(b"\r\n\r\n", b"\r\nX : y\r\n\r\n"),
         GET.replace(b"\r\n\r\n", b"\r\nX: a\0b\r\n\r\n"),

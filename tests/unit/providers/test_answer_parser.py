@@ -78,6 +78,24 @@ def test_an_answer_that_says_how_long_it_is_is_not_complete_before(data: bytes) 
     assert not feed(data).feed_end()
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        CHUNKED.replace(b"Encoding: chunked", b"Encoding: Chunked "),
+        CHUNKED.replace(b"3\r\n", b"3  \r\n"),
+        CHUNKED.replace(b"2;x=y\r\n", b"02\r\n"),
+    ],
+)
+def test_what_servers_do_with_chunks_is_understood(data: bytes) -> None:
+    parser = feed(data)
+    assert (parser.take_body(), parser.is_complete, parser.leaves_connection_open) == (b"abcde", True, True)
+
+
+def test_where_there_is_a_length_besides_chunks_the_chunks_count_and_the_connection_ends() -> None:
+    parser = feed(CHUNKED.replace(b"Transfer", b"Content-Length: 3\r\nTransfer"))
+    assert (parser.take_body(), parser.is_complete, parser.leaves_connection_open) == (b"abcde", True, False)
+
+
 def test_lines_may_end_without_a_carriage_return() -> None:
     assert feed(LENGTH.replace(b"\r", b"")).take_body() == b"abcde"
 
@@ -90,7 +108,6 @@ def test_lines_may_end_without_a_carriage_return() -> None:
         b"HTTP/1.1 OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",

@@ -62,6 +62,14 @@ class Exchange:
 
     async def run(self) -> None:
         try:
+            await self._run()
+        finally:
+            # Whatever became of it: nobody takes what still comes, and the connection must not wait for that.
+            self._ended = True
+            self._notify()
+
+    async def _run(self) -> None:
+        try:
             await self._app(self._scope, self.receive, self.send)
         except* Exception as group:
             # An app that was told breaks off: with our error, or with what its framework makes of it.
@@ -80,7 +88,7 @@ class Exchange:
                 self._told_gone = True
                 self._disconnect_scope.cancel()
             return
-        if message["body"]:
+        if message["body"] and self._disconnect_scope is None:
             self._pieces.append(message["body"])
             self._size += len(message["body"])
         self._body_complete = not message["more_body"]
@@ -130,8 +138,15 @@ class Exchange:
             await trio.lowlevel.checkpoint()  # neither the write nor the app need have waited for anything
 
     def disconnect_scope(self) -> trio.CancelScope:
-        """A scope for what the app does: it is cancelled when the client leaves. It takes the place of `receive`."""
+        """A scope for what the app does: it is cancelled when the client leaves.
+
+        It takes the place of `receive`: what comes of the body from now on is thrown away, so that it cannot fill up and
+        hide the client's leaving.
+        """
         self._disconnect_scope = scope = trio.CancelScope()
+        self._pieces.clear()
+        self._size = 0
+        self._notify()
         if self._ended:
             self._told_gone = True
             scope.cancel()

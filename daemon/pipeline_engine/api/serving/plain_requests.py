@@ -9,6 +9,7 @@ from dataclasses import dataclass
 _HEAD = re.compile(
     rb"(GET|POST|PUT|DELETE) (/[!-~]*) HTTP/1\.1\r\n((?:[-!#$%&'*+.^_`|~0-9A-Za-z]+: *[!-~](?:[ -~]*[!-~])?\r\n)+)\r\n"
 )
+MAX_LENGTH_DIGITS = 18
 # What any of these asks for is not plain.
 _OTHER = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer"})
 
@@ -37,7 +38,7 @@ def plain_request(data: bytes, *, max_head_bytes: int, max_body_bytes: int) -> P
         if name == b"host":
             hosts += 1
         elif name == b"content-length":
-            if length is not None or not value.isdigit():
+            if length is not None or not value.isdigit() or len(value) > MAX_LENGTH_DIGITS:
                 return None
             length = int(value)
         elif name in _OTHER or (name == b"connection" and value.lower() != b"keep-alive"):

@@ -32,6 +32,7 @@ from pipeline_engine.api.serving.refusals import Refusal
 from pipeline_engine.api.serving.settings import ServeSettings
 
 MAX_JOINED = 16 * 1024  # bytes; of more than that, clients that do not read would each hold a second copy
+PIECES_IN_A_TURN = 64  # of a body that is there already
 PLAIN_EVENTS = 3  # of h11 for a plain request: its head, perhaps a body, which is there already, and its end
 HTTP_VERSIONS = frozenset({b"1.0", b"1.1"})
 
@@ -123,6 +124,7 @@ class HttpProtocol(H11Protocol):
         """Handles all that has been received, as far as it can be now."""
         if self._plain is not None:
             await self._start_plain(self._plain)
+        pieces = 0
         while True:
             try:
                 event = self.connection.next_event()
@@ -149,6 +151,9 @@ class HttpProtocol(H11Protocol):
                     await self.refuse(self._too_large())
                     return
                 await self.stream.handle(Body(stream_id=STREAM_ID, data=bytes(event.data)))
+                pieces += 1
+                if pieces % PIECES_IN_A_TURN == 0:
+                    await trio.lowlevel.checkpoint()  # what one read brought may be ten thousand chunks of one byte
 
     async def refuse(self, refusal: Refusal) -> None:
         """Answers for the app, unless that has begun to, and ends the connection."""
