@@ -23,10 +23,6 @@ KEEP_ALIVE_EXPIRY = 4.0  # seconds: less than the 5 after which common servers c
 #: What is wrong with a header; the header itself may be a secret.
 FORBIDDEN_CHARACTER = "a header of the request holds a character that HTTP does not allow"
 
-#: What is wrong with headers that say where a request ends: another one would begin in the middle of its body.
-FRAMING_HEADER = "content-length and transfer-encoding follow from the request; they cannot be set as headers"
-_FRAMING = frozenset({"content-length", "transfer-encoding"})
-
 # RFC 9110, 5.1 and 5.5
 _HEADER = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+: (?:[!-~](?:[\t -~]*[!-~])?)?")
 
@@ -35,8 +31,6 @@ Request = bytes  # as it goes over the wire
 
 def write_request(method: str, target: str, host: str, headers: Mapping[str, str], body: bytes) -> Request:
     """A request of HTTP/1.1; the names of the headers are in lower case. Raises ProviderError."""
-    if not _FRAMING.isdisjoint(headers):
-        raise ProviderError(ErrorCode.PROVIDER_ERROR, FRAMING_HEADER)
     given = {"host": host, **headers}
     if body:
         given["content-length"] = str(len(body))

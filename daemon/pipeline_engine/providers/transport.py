@@ -26,6 +26,12 @@ from pipeline_engine.providers.proxies import proxy_for
 MAX_IDLE_CONNECTIONS = 64  # for each origin; a burst's others are closed when it is over
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
+#: What is wrong with headers that say where a request ends: another one would begin in the middle of its body.
+FRAMING_HEADER = (
+    "content-length and transfer-encoding follow from the request; take them out of the headers of the profile or step"
+)
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
+
 
 class Network:
     """What all clients share: the TLS context, and the transports through proxies.
@@ -208,8 +214,10 @@ class HttpClient:
     ) -> AbstractAsyncContextManager[RawAnswer]:
         """A request that starts with the block; leaving early closes its connection.
 
-        The only timeout is the one for connecting.
+        The names of the headers are in lower case. The only timeout is the one for connecting.
         """
+        if not _FRAMING.isdisjoint(headers):
+            raise ProviderError(ErrorCode.PROVIDER_ERROR, FRAMING_HEADER)
         try:
             address = _parsed(url)
         except httpx.InvalidURL as exc:
