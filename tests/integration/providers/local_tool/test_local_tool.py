@@ -4,142 +4,27 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
+from tests.tool_setting import (
+    MIB,
+    SLEEP,
+    Answer,
+    fail,
+    make_call,
+    run,
+    run_until,
+    shell,
+)
 
-from pipeline_engine.errors import ErrorCode, StepError
-from pipeline_engine.models import ProviderKind, Sandbox
-from pipeline_engine.providers import process
-from pipeline_engine.providers.base import Chunk, Completion, Operation, ProviderCall, Target
+from pipeline_engine.errors import ErrorCode
+from pipeline_engine.providers.base import Completion
 from pipeline_engine.providers.local_tool import LocalToolProvider
-from pipeline_engine.providers.process import only_zombies
-
-MIB = 1024 * 1024
-SLEEP = f"sleep 300.{os.getpid()}"  # no other process on this machine has these arguments
 
 ODD_BYTES = "Y2Fm6SD//iAAbWlkACDigiAbWzMxbXJlZBtbMG0NNTAlDTEwMCUNCvCfpoAK"
 ODD_TEXT = "caf\ufffd \ufffd\ufffd \u0000mid\u0000 \ufffd \u001b[31mred\u001b[0m\r50%\r100%\r\n\N{CRAB}\n"
-
-
-class Answer:
-    """What a tool answered, as far as it came."""
-
-    def __init__(self) -> None:
-        self.chunks: list[str] = []
-        self.completion: Completion | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(self.chunks)
-
-    def add(self, parts: list[Chunk | Completion]) -> None:
-        for part in parts:
-            assert self.completion is None
-            if isinstance(part, Completion):
-                self.completion = part
-            else:
-                assert part.kind == "text"
-                assert part.content
-                self.chunks.append(part.content)
-
-
-def make_call(*command: str, stdin: str = "", env: Mapping[str, str] | None = None, **target: Any) -> ProviderCall:
-    return ProviderCall(
-        target=Target(profile_id="t", kind=ProviderKind.LOCAL_TOOL, base_uri="", model="", **target),
-        operation=Operation.TOOL,
-        command=command,
-        env=env or {},
-        stdin=stdin,
-    )
-
-
-def shell(script: str, **options: Any) -> ProviderCall:
-    return make_call("sh", "-c", script, **options)
-
-
-@pytest.fixture
-def scratch_root(tmp_path: Path) -> Path:
-    root = tmp_path / "scratch"
-    root.mkdir()
-    return root
-
-
-@pytest.fixture
-def provider(scratch_root: Path) -> LocalToolProvider:
-    return LocalToolProvider(environment=os.environ, scratch_root=str(scratch_root), limiter=trio.CapacityLimiter(4))
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left(scratch_root: Path) -> Iterator[None]:
-    """Whatever a test does: no open file, no child, no process of a group and no directory remains."""
-    before = open_files()
-    yield
-    assert open_files() <= before
-    assert children() == []
-    assert processes(SLEEP) == []
-    assert list(scratch_root.iterdir()) == []
-
-
-def open_files() -> set[int]:
-    # Looking opens the directory itself, which has a number too, but is closed again.
-    return {int(path.name) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}
-
-
-def stat_fields(path: Path) -> list[str]:
-    """Of a /proc/PID: state, parent, group …"""
-    try:
-        return (path / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def children() -> list[str]:
-    """Our own, zombies too."""
-    return [path.name for path in Path("/proc").glob("[0-9]*") if stat_fields(path)[1:2] == [str(os.getpid())]]
-
-
-def processes(command: str) -> list[int]:
-    """Those that run this command and are no zombies."""
-    wanted = command.replace(" ", "\0") + "\0"
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (path / "cmdline").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-        if line == wanted and stat_fields(path)[:1] != ["Z"]:
-            found.append(int(path.name))
-    return found
-
-
-async def run(provider: LocalToolProvider, call: ProviderCall, answer: Answer | None = None) -> Answer:
-    answer = answer or Answer()
-    with trio.fail_after(30):
-        async with provider.stream(call) as lists:
-            async for parts in lists:
-                answer.add(parts)
-    return answer
-
-
-async def fail(provider: LocalToolProvider, call: ProviderCall) -> tuple[StepError, Answer]:
-    answer = Answer()
-    with pytest.raises(StepError) as caught:
-        await run(provider, call, answer)
-    assert answer.completion is None
-    return caught.value, answer
-
-
-async def run_until(text: str, lists: AsyncIterator[list[Chunk | Completion]]) -> None:
-    seen = ""
-    async for parts in lists:
-        seen += "".join(part.content for part in parts if isinstance(part, Chunk))
-        if text in seen:
-            return
-    pytest.fail(f"the tool ended without {text!r}")
 
 
 # --- input and output ---------------------------------------------------------------------------------------------
@@ -391,138 +276,3 @@ async def test_a_total_timeout_fails_the_tool(provider: LocalToolProvider) -> No
 async def test_a_tool_that_closes_its_output_is_waited_for(provider: LocalToolProvider) -> None:
     error, answer = await fail(provider, shell("echo out; exec >&- 2>&-; sleep 0.2; exit 7"))
     assert (answer.text, error.details["exit_code"]) == ("out\n", 7)
-
-
-# --- ends of groups -----------------------------------------------------------------------------------------------
-
-
-async def test_a_background_child_does_not_hold_the_step(provider: LocalToolProvider) -> None:
-    with trio.fail_after(3):
-        answer = await run(provider, shell(f"{SLEEP} & echo done"))
-    assert answer.text == "done\n"
-    assert answer.completion is not None
-
-
-async def test_a_background_child_that_ignores_sigterm_is_killed(provider: LocalToolProvider) -> None:
-    with trio.fail_after(5):
-        answer = await run(provider, shell(f"trap '' TERM; {SLEEP} & echo done", grace_s=600))
-    assert answer.text == "done\n"
-
-
-async def test_a_background_child_that_never_stops_writing_does_not_hold_the_step(provider: LocalToolProvider) -> None:
-    with trio.fail_after(10):
-        answer = await run(provider, shell("yes & echo done", max_output_bytes=4096))
-    assert "y\n" in answer.text
-
-
-async def test_what_a_background_child_writes_soon_after_the_exit_is_taken(
-    provider: LocalToolProvider, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process, "DRAIN_SILENCE", 20.0)  # else this depends on how busy the machine is
-    monkeypatch.setattr(process, "DRAIN_LIMIT", 20.0)
-    answer = await run(provider, shell("(sleep 0.1; echo late) & echo done"))
-    assert answer.text == "done\nlate\n"
-
-
-async def test_an_escaped_process_does_not_hold_the_step(provider: LocalToolProvider) -> None:
-    script = f"setsid sh -c 'echo > escaped; exec {SLEEP}' & until test -e escaped; do sleep 0.01; done; echo done"
-    with trio.fail_after(5):
-        assert (await run(provider, shell(script))).text == "done\n"
-        while not (survivors := processes(SLEEP)):  # noqa: ASYNC110 - the kernel has no event for that
-            await trio.sleep(0.01)
-    for pid in survivors:
-        os.kill(pid, signal.SIGKILL)
-
-
-@pytest.mark.parametrize(
-    "script",
-    [
-        pytest.param(f"{SLEEP} & {SLEEP}", id="tree"),
-        pytest.param(f"trap '' TERM; {SLEEP}", id="ignores SIGTERM"),
-        pytest.param(f"{SLEEP} & (trap '' TERM; {SLEEP}) & wait", id="a child ignores SIGTERM"),
-        pytest.param(f"kill -STOP $$; {SLEEP}", id="stopped"),
-    ],
-)
-async def test_cancelling_ends_the_whole_group(provider: LocalToolProvider, script: str) -> None:
-    with trio.fail_after(8), trio.CancelScope() as scope:
-        async with provider.stream(shell(f"echo begun; {script}", grace_s=0.3)) as lists:
-            await run_until("begun", lists)
-            scope.cancel()
-            async for _ in lists:
-                pytest.fail("it went on")
-    assert scope.cancelled_caught
-
-
-async def test_cancelling_while_the_consumer_is_busy_ends_the_group(provider: LocalToolProvider) -> None:
-    with trio.fail_after(8), trio.move_on_after(0.2) as scope:
-        async with provider.stream(shell(f"echo begun; {SLEEP}")) as lists:
-            await run_until("begun", lists)
-            await trio.sleep_forever()
-    assert scope.cancelled_caught
-
-
-async def test_cancelling_at_the_start_leaves_nothing(provider: LocalToolProvider) -> None:
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        async with provider.stream(shell(SLEEP)) as lists:
-            async for _ in lists:
-                pytest.fail("it ran")
-    assert scope.cancelled_caught
-
-
-async def test_a_tool_has_its_grace_to_tidy_up(provider: LocalToolProvider, tmp_path: Path) -> None:
-    # More than a pipe holds is written first: unless it is read, the tool cannot end in time.
-    mark = tmp_path / "tidied"
-    script = f"trap 'seq 100000; echo tidy > {mark}; exit' TERM; echo begun; while :; do sleep 0.01; done"
-    with trio.fail_after(30), trio.CancelScope() as scope:
-        async with provider.stream(shell(script, grace_s=20, sandbox=Sandbox(writable=[str(tmp_path)]))) as lists:
-            await run_until("begun", lists)
-            scope.cancel()
-            await trio.sleep_forever()
-    assert mark.read_text(encoding="utf-8") == "tidy\n"
-
-
-async def test_leaving_early_ends_the_tool(provider: LocalToolProvider) -> None:
-    with trio.fail_after(8):
-        async with provider.stream(shell(f"echo begun; {SLEEP}")) as lists:
-            await run_until("begun", lists)
-
-
-async def test_an_error_of_the_consumer_comes_through_unchanged(provider: LocalToolProvider) -> None:
-    error = RuntimeError("the store is full")
-    with pytest.raises(RuntimeError) as caught:  # noqa: PT012 - the error comes from within
-        async with provider.stream(shell(f"echo begun; {SLEEP}")) as lists:
-            await run_until("begun", lists)
-            raise error
-    assert caught.value is error
-
-
-async def test_a_hundred_runs_leave_no_zombie_and_no_open_file(provider: LocalToolProvider) -> None:
-    async with trio.open_nursery() as nursery:
-        limiter = trio.CapacityLimiter(8)
-
-        async def one(number: int) -> None:
-            async with limiter:
-                with trio.move_on_after(0.001 * number if number % 2 else 30):
-                    await run(provider, shell("cat; true | true & :", stdin="x"))
-
-        for number in range(100):
-            nursery.start_soon(one, number)
-    # The fixture nothing_is_left has the last word.
-
-
-def test_a_group_with_a_living_process_is_not_dead() -> None:
-    assert not only_zombies(os.getpgrp())
-
-
-def test_a_group_that_does_not_exist_is_not_called_dead() -> None:
-    assert not only_zombies(2**30)
-
-
-def test_a_group_whose_only_process_is_a_zombie_is_dead() -> None:
-    pid = os.posix_spawn("/bin/true", ["true"], {}, setpgroup=0)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    try:
-        assert only_zombies(pid)
-    finally:
-        os.waitpid(pid, 0)
