@@ -26,8 +26,8 @@ Jobs a second are bounded by one core: the daemon is one Python process with one
 model server of this benchmark want their share of the same machine. The disk is not the bound: what all jobs write at
 a time goes into one commit, and the thread that writes takes a tenth of the daemon's instructions. Of the rest, as a
 sampling profiler sees it, a third is the model call (the request, the stream, its chunks as events), a fifth the call
-of the API (checks, the answer), a tenth the reading of the socket, and what remains the job itself: its steps, its
-events, its tasks. No function takes more than three per cent; the floor shows what the libraries take before the first
+of the API (checks, the answer), less than a tenth the reading of the socket, and what remains the job itself: its steps, its
+events, its tasks. No function takes more than a few per cent; the floor shows what the libraries take before the first
 line of the engine.
 
 The first token, and one step, wait twice for the disk: the job is stored before it is acknowledged, and what is shown
