@@ -12,9 +12,10 @@ from typing import Any
 import trio
 
 from pipeline_engine.admission import Admission
+from pipeline_engine.assembly import running
 from pipeline_engine.decoding import decode
 from pipeline_engine.definitions import DefinitionChecker
-from pipeline_engine.engine import Engine, EngineLimits, running
+from pipeline_engine.engine import Engine, EngineLimits
 from pipeline_engine.errors import StepError
 from pipeline_engine.models import Job, JobId, JobRequest, ProviderKind, ProviderProfile, Usage
 from pipeline_engine.pipelines import Pipelines, RegisteredPipeline

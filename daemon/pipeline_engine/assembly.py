@@ -15,7 +15,7 @@ from pipeline_engine.admission import Admission
 from pipeline_engine.catalog import Catalog
 from pipeline_engine.config import Config
 from pipeline_engine.definitions import DefinitionChecker, LoadedDirectory, load_directories
-from pipeline_engine.engine import Engine, EngineLimits, running
+from pipeline_engine.engine import Engine, EngineLimits
 from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
 from pipeline_engine.providers.local_tool import LocalToolProvider
 from pipeline_engine.providers.registry import ProviderRegistry, open_registry
@@ -229,3 +229,24 @@ async def _open_tracer(config: Config, *, environ: Mapping[str, str], redactor: 
 
     async with open_otel_tracer(config.tracing, environ=environ, redactor=redactor) as tracer:
         yield tracer
+
+
+@asynccontextmanager
+async def running(engine: Engine, writer: StoreWriter, *, grace_s: float = 0) -> AsyncIterator[None]:
+    """The engine and the writer of its store run as long as the block.
+
+    At the end running jobs have `grace_s` seconds to finish; the others go on after the next start.
+    """
+    async with trio.open_nursery() as writing:
+        await writing.start(writer.run)
+        try:
+            async with trio.open_nursery() as jobs:
+                await jobs.start(engine.run)
+                try:
+                    yield
+                finally:
+                    # Shielded: the jobs' own tasks end when they are told to, and drain bounds how long that takes.
+                    with trio.CancelScope(shield=True):
+                        await engine.drain(grace_s)
+        finally:
+            writer.close()

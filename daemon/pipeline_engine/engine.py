@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -443,9 +443,12 @@ class Engine:
         if not head.is_final or job_id in self._live:
             raise ConflictError(f"job {job_id} is not finished; cancel it first")
         artifacts = await self._access.call(self._store.artifacts_of, [job_id])
-        await self._writer.execute(DeleteJobs([job_id]))
-        self._services.artifacts.doubt(artifacts)
-        self._tell_of_end()
+
+        def deleted() -> None:  # whether or not the client still waits
+            self._services.artifacts.doubt(artifacts)
+            self._tell_of_end()
+
+        await self._writer.post(DeleteJobs([job_id]), refusable=True, on_commit=deleted).wait()
 
     # looking at jobs
 
@@ -476,24 +479,3 @@ def input_size(job: Job) -> int:
     """About how many bytes the sources of a job hold."""
     sources = job.input.sources if job.input is not None else ()
     return sum(len(source.content) + len(source.content_base64 or "") for source in sources)
-
-
-@asynccontextmanager
-async def running(engine: Engine, writer: StoreWriter, *, grace_s: float = 0) -> AsyncIterator[None]:
-    """The engine and the writer of its store run as long as the block.
-
-    At the end running jobs have `grace_s` seconds to finish; the others go on after the next start.
-    """
-    async with trio.open_nursery() as writing:
-        await writing.start(writer.run)
-        try:
-            async with trio.open_nursery() as jobs:
-                await jobs.start(engine.run)
-                try:
-                    yield
-                finally:
-                    # Shielded: the jobs' own tasks end when they are told to, and drain bounds how long that takes.
-                    with trio.CancelScope(shield=True):
-                        await engine.drain(grace_s)
-        finally:
-            writer.close()

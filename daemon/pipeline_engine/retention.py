@@ -10,7 +10,7 @@ from datetime import timedelta
 import trio
 
 from pipeline_engine.engine import Engine
-from pipeline_engine.errors import StoreError
+from pipeline_engine.errors import PipelineEngineError
 from pipeline_engine.models import JobId
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.age_clock import AgeClock, seconds_of
@@ -66,7 +66,7 @@ class Retention:
                     swept = True
                 await self.prune()
                 wait_s = await self._until_due()
-            except (StoreError, OSError) as exc:
+            except (PipelineEngineError, OSError) as exc:  # of the store, or of its writer, which refuses meanwhile
                 log.warning("nothing could be pruned: %s", exc)
                 wait_s = RETRY_PAUSE
             with trio.move_on_after(wait_s):
@@ -74,7 +74,7 @@ class Retention:
                 await trio.sleep(PAUSE)
 
     async def prune(self) -> None:
-        """Remove all that is due now. Raises StoreError."""
+        """Remove all that is due now. Raises StoreError and UnavailableError."""
         now = self._clock.now()
         removed = 0
         while old := await self._overdue(self._rules.max_age, now, with_chunks=False):
@@ -138,14 +138,9 @@ class Retention:
 
     async def _remove_artifacts(self) -> None:
         """Remove those that the jobs which ended or were deleted have left to nobody."""
-        doubtful = self._artifacts.doubtful
-        if doubtful:
-
-            def remove() -> int:
-                used = self._access.store.artifacts_in_use(doubtful)
-                return self._artifacts.remove_doubtful(doubtful, used=used)
-
-            _tell_of_removed(await self._access.call(remove))
+        if self._artifacts.doubtful:
+            removed = await self._access.call(self._artifacts.remove_doubtful, self._access.store.artifacts_in_use)
+            _tell_of_removed(removed)
 
     async def _sweep(self) -> None:
         """Remove what a crash has left of artifacts, and learn how much they hold."""

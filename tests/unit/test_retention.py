@@ -11,7 +11,7 @@ import trio
 from tests.engine_setting import Setting, job_request, llm, names, open_setting
 from trio.testing import MockClock
 
-from pipeline_engine.errors import GoneError, NotFoundError
+from pipeline_engine.errors import GoneError, NotFoundError, StoreError, StoreFullError
 from pipeline_engine.idempotency import IdempotencyKey
 from pipeline_engine.models import JobId
 from pipeline_engine.retention import Retention, RetentionRules
@@ -102,6 +102,28 @@ async def test_a_job_that_ends_makes_the_next_look(autojump_clock: MockClock, tm
         ids = await finished(setting, 0, 0, 0)
         await trio.sleep(5)
         assert left(setting, ids) == [False, False, True]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("failure", [StoreError("disk I/O error"), StoreFullError("no space")])
+async def test_it_outlives_a_store_that_cannot_be_written(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: StoreError
+) -> None:
+    async with open_setting() as setting, trio.open_nursery() as nursery:
+        ids = await finished(setting, 0, 0)
+        writes = setting.store.write
+
+        def fail(_: object) -> None:
+            raise failure
+
+        with monkeypatch.context() as patch:
+            patch.setattr(setting.store, "write", fail)
+            nursery.start_soon(retention(setting, tmp_path, max_jobs=1).run)
+            await trio.sleep(100)
+            assert setting.writer.failure is not None
+        assert setting.store.write == writes
+        await trio.sleep(100)
+        assert left(setting, ids) == [False, True]
         nursery.cancel_scope.cancel()
 
 

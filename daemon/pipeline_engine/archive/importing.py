@@ -105,8 +105,7 @@ class _Import:
             self._store.write(reading.changes())
         except BaseException:
             self._files.release(job_id)
-            used = self._store.artifacts_in_use(reading.new_artifacts)
-            self._files.remove_doubtful(reading.new_artifacts, used=used)
+            self._files.remove_doubtful(self._store.artifacts_in_use)
             raise
         self._files.release(job_id)
         self._report.imported[job_id] = reading.ended

@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -127,14 +127,22 @@ class ArtifactFiles:
         with self._lock:
             return frozenset(self._doubtful)
 
-    def remove_doubtful(self, looked_at: Collection[str], *, used: Collection[str]) -> int:
-        """Remove those of `looked_at` that are not `used` and that nobody holds; the answer is how many files."""
+    def remove_doubtful(self, in_use: Callable[[Collection[str]], Collection[str]]) -> int:
+        """Remove what is in doubt, but for what `in_use` gives of it and what somebody holds; how many files."""
         with self._lock:
-            self._doubtful.difference_update(looked_at)
-        return sum(self._remove(sha256) for sha256 in looked_at if sha256 not in used)
+            doubtful, self._doubtful = self._doubtful, set()
+        try:
+            used = in_use(doubtful)
+        except BaseException:
+            self.doubt(doubtful)
+            raise
+        return sum(self._remove(sha256) for sha256 in doubtful if sha256 not in used)
 
     def remove_unused(self, used: Collection[str]) -> int:
-        """Remove all that is not `used` and that nobody holds, and what a crash left half-written; how many files."""
+        """Remove all that is not `used` and that nobody holds, and what a crash left half-written; how many files.
+
+        What is in doubt stays: jobs that ended after `used` was read may have it.
+        """
         removed = 0
         total = 0
         for path in [*self._directory.glob(".*"), *self._directory.glob("*/*")]:
@@ -153,7 +161,8 @@ class ArtifactFiles:
     def _remove(self, sha256: str) -> bool:
         path = self.path(sha256)
         with self._lock:
-            if any(sha256 in held for held in self._held.values()):
+            # In doubt again: a job let it go after the store was asked, so the store must be asked once more.
+            if sha256 in self._doubtful or any(sha256 in held for held in self._held.values()):
                 return False
             try:
                 size = path.stat().st_size

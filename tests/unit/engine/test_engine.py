@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 from tests.engine_setting import Script, ScriptedRegistry, job_request, llm, names, open_setting, statuses, texts
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pipeline_engine.engine import EngineLimits
 from pipeline_engine.errors import (
@@ -24,6 +26,7 @@ from pipeline_engine.models import JobId, JobInput, JobMode, JobRequest, JobStat
 from pipeline_engine.pipelines import RegisteredPipeline
 from pipeline_engine.store.base import JobFilter
 from pipeline_engine.store.memory import MemoryStore
+from pipeline_engine.store.writer import Write
 
 BAD = ProviderError(ErrorCode.PROVIDER_ERROR, "bad")
 
@@ -177,6 +180,29 @@ async def test_finished_jobs_can_be_deleted_and_others_not(autojump_clock: MockC
             await setting.engine.delete(running.id)
         with pytest.raises(NotFoundError):
             await setting.engine.delete(JobId("job_none"))
+
+
+async def test_a_deletion_whose_client_leaves_lets_go_of_the_artifacts_too(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_setting() as setting:
+        job = await setting.run([llm("a")])
+        monkeypatch.setattr(setting.store, "artifacts_of", lambda _: ["5" * 64])
+        post, next_end = setting.writer.post, setting.engine.next_end
+        with trio.CancelScope() as scope:
+
+            def post_and_leave(*arguments: Any, **settings: Any) -> Write:
+                write = post(*arguments, **settings)
+                scope.cancel()
+                return write
+
+            monkeypatch.setattr(setting.writer, "post", post_and_leave)
+            await setting.engine.delete(job.id)
+        assert scope.cancelled_caught
+        await wait_all_tasks_blocked()
+        assert setting.store.head(job.id) is None
+        assert setting.engine._services.artifacts.doubtful == {"5" * 64}
+        assert next_end.is_set()
 
 
 async def test_a_running_job_is_shown_as_far_as_it_is_stored(autojump_clock: MockClock) -> None:

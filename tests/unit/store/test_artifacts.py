@@ -111,20 +111,49 @@ def test_what_a_job_holds_stays_until_it_lets_go(files: ArtifactFiles) -> None:
     files.hold(TWO, [sha256])
     files.release(ONE)
     assert files.doubtful == {sha256}
-    assert files.remove_doubtful(files.doubtful, used=()) == 0
+    assert files.remove_doubtful(lambda _: ()) == 0
     assert files.path(sha256).exists()
     files.release(TWO)
-    assert files.remove_doubtful(files.doubtful, used=[sha256]) == 0
+    assert files.remove_doubtful(lambda _: [sha256]) == 0
     assert files.doubtful == set()
     files.doubt([sha256])
-    assert files.remove_doubtful(files.doubtful, used=()) == 1
+    assert files.remove_doubtful(lambda _: ()) == 1
     assert not files.path(sha256).exists()
     assert files.used_bytes == 0
+
+
+def test_what_is_let_go_while_the_store_is_asked_stays_until_it_is_asked_again(files: ArtifactFiles) -> None:
+    sha256 = files.save(b"abc", job_id=ONE)
+    files.release(ONE)
+
+    def ask(_: object) -> tuple[()]:
+        files.save(b"abc", job_id=TWO)
+        files.release(TWO)  # its end is stored: it is the one that uses the file now
+        return ()
+
+    assert files.remove_doubtful(ask) == 0
+    assert files.doubtful == {sha256}
+    assert files.remove_unused(()) == 0
+    assert files.path(sha256).exists()
+    assert files.remove_doubtful(lambda _: ()) == 1
+
+
+def test_what_is_in_doubt_stays_so_when_the_store_does_not_answer(files: ArtifactFiles) -> None:
+    sha256 = files.save(b"abc", job_id=ONE)
+    files.release(ONE)
+
+    def ask(_: object) -> tuple[()]:
+        raise StoreError("disk I/O error")
+
+    with pytest.raises(StoreError):
+        files.remove_doubtful(ask)
+    assert files.doubtful == {sha256}
 
 
 def test_a_sweep_keeps_what_is_used_held_or_being_written(files: ArtifactFiles, tmp_path: Path) -> None:
     used, held, lost = (files.save(data, job_id=ONE) for data in (b"used", b"held", b"lost"))
     files.release(ONE)
+    files.remove_doubtful(lambda doubtful: doubtful)
     files.hold(TWO, [held])
     (tmp_path / "artifacts" / ".left").write_bytes(b"half")
     with files.draft() as draft:
@@ -147,7 +176,7 @@ def test_a_file_that_cannot_be_removed_is_told_of_and_counted(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", refuse)
-        assert files.remove_doubtful(files.doubtful, used=()) == 0
+        assert files.remove_doubtful(lambda _: ()) == 0
     assert "an artifact that no job has cannot be removed" in caplog.text
     assert files.path(sha256).exists()
     assert files.used_bytes == 3
