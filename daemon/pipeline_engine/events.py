@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from pipeline_engine.decoding import to_json
-from pipeline_engine.errors import GoneError, NotFoundError, UnavailableError
+from pipeline_engine.errors import GoneError, NotFoundError, PipelineEngineError, UnavailableError
 from pipeline_engine.models import JobId, JobStatus, now_rfc3339
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.base import (
@@ -19,6 +19,7 @@ from pipeline_engine.store.base import (
     ExecutionRecord,
     IdempotencyRecord,
     JobChange,
+    JobHead,
     NewJob,
 )
 from pipeline_engine.store.writer import StoreWriter, Write, change_size
@@ -252,7 +253,8 @@ class Follower:
     async def next_batch(self, max_bytes: int = BATCH_BYTES) -> list[bytes] | None:
         """The next lines, at least one; None after the job's last event.
 
-        Raises UnavailableError when the daemon stops before the job has ended. While there are lines in memory there is
+        Raises UnavailableError when the daemon stops before the job has ended, and GoneError or NotFoundError when what
+        comes next was pruned or deleted meanwhile. While there are lines in memory there is
         no checkpoint here: whoever sends one batch after the other has them.
         """
         while True:
@@ -271,9 +273,8 @@ class Follower:
         lines = self._job_log.tail_after(self.seq, max_bytes)
         if lines is None:
             events = await self._log.read(self._job_log.job_id, self.seq, max_bytes=max_bytes)
-            if not events:  # deleted while it was read
-                self.seq = self._job_log.committed_seq
-                return []
+            if not events or events[-1].seq - self.seq != len(events):
+                raise await self._log.loss(self._job_log.job_id)
             self.seq = events[-1].seq
             return [event.line for event in events]
         self.seq += len(lines)
@@ -326,6 +327,11 @@ class EventLog:
             send.close()
             receive.close()
 
+    async def loss(self, job_id: JobId) -> PipelineEngineError:
+        """Why events that were stored are no longer there."""
+        head = await self._access.call(self._access.store.head, job_id)
+        return NotFoundError(f"job {job_id} was deleted") if head is None else _pruned(job_id, head)
+
     async def _stored_log(self, job_id: JobId, after_seq: int) -> JobLog:
         head = await self._access.call(self._access.store.head, job_id)
         if head is None:
@@ -336,10 +342,14 @@ class EventLog:
         if job_log is None and not head.is_final:  # it ended while its head was read
             head = await self._access.call(self._access.store.head, job_id) or head
         if after_seq < head.pruned_seq:
-            words = f"events of {job_id} up to {head.pruned_seq} were pruned; begin with after_seq={head.pruned_seq}"
-            raise GoneError(words, details={"pruned_seq": head.pruned_seq, "last_seq": head.last_seq})
+            raise _pruned(job_id, head)
         job_log = JobLog(job_id, writer=self._writer, last_seq=head.last_seq)
         job_log.finished = head.is_final
         if not head.is_final:  # nobody runs it
             job_log.close()
         return job_log
+
+
+def _pruned(job_id: JobId, head: JobHead) -> GoneError:
+    words = f"events of {job_id} up to {head.pruned_seq} were pruned; begin with after_seq={head.pruned_seq}"
+    return GoneError(words, details={"pruned_seq": head.pruned_seq, "last_seq": head.last_seq})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from pipeline_engine.decoding import from_stored_json, to_json
-from pipeline_engine.errors import InvalidRequestError, NotFoundError, Problem
+from pipeline_engine.errors import InvalidRequestError, Problem
 from pipeline_engine.models import (
     Job,
     JobId,
@@ -25,7 +25,7 @@ from pipeline_engine.pipeline import Graph
 from pipeline_engine.scheduler import new_executions
 from pipeline_engine.steps.context import artifact_ids
 from pipeline_engine.store.base import CheckpointRecord, ExecutionRecord, JobRecord, Store
-from pipeline_engine.stored_jobs import read_input
+from pipeline_engine.stored_jobs import no_job, read_input
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,10 @@ def read_parent(store: Store, job_id: JobId) -> Parent:
     """Raises NotFoundError. Blocks."""
     record = store.get_job(job_id)
     if record is None:
-        raise NotFoundError(f"there is no job {job_id}")
+        raise no_job(job_id)
+    checkpoints = [
+        (stored.index, from_stored_json(stored.checkpoint, StepCheckpoint)) for stored in store.read_checkpoints(job_id)
+    ]
     executions = [from_stored_json(text, StepExecution) for text in record.executions]
     return Parent(
         record=record,
@@ -61,10 +64,7 @@ def read_parent(store: Store, job_id: JobId) -> Parent:
         definition=from_stored_json(record.definition, PipelineDef),
         job_input=read_input(store, job_id),
         executions={execution.step_id: execution for execution in executions},
-        checkpoints=[
-            (stored.index, from_stored_json(stored.checkpoint, StepCheckpoint))
-            for stored in store.read_checkpoints(job_id)
-        ],
+        checkpoints=checkpoints,
     )
 
 

@@ -15,7 +15,7 @@ def read_job(store: Store, job_id: JobId) -> Job:
     """The job with input and steps and, when it is finished, result. Raises NotFoundError."""
     record = store.get_job(job_id)
     if record is None:
-        raise NotFoundError(f"there is no job {job_id}")
+        raise no_job(job_id)
     job = _read_final(store, record) if record.status.is_final else _read_unfinished(record)
     job.input = read_input(store, job_id)
     job.last_seq = record.last_seq
@@ -23,16 +23,26 @@ def read_job(store: Store, job_id: JobId) -> Job:
 
 
 def read_input(store: Store, job_id: JobId) -> JobInput:
-    """The input of a job: its first event has it."""
+    """The input of a job: its first event has it. Raises NotFoundError.
+
+    Whoever reads several things of a job reads this last: it fails if the job was deleted in between.
+    """
     events = store.read_events(job_id, limit=1)
-    job_input = from_stored_json(events[0].line, _JobLine).data.input if events else None
-    return job_input or JobInput()
+    if not events:
+        raise no_job(job_id)
+    return from_stored_json(events[0].line, _JobLine).data.input or JobInput()
+
+
+def no_job(job_id: JobId) -> NotFoundError:
+    return NotFoundError(f"there is no job {job_id}")
 
 
 def _read_final(store: Store, record: JobRecord) -> Job:
     """A finished job with its result and steps: its terminal event, the last but one, has them."""
-    [event] = store.read_events(record.job_id, after_seq=record.last_seq - 2, limit=1)
-    return from_stored_json(event.line, _JobLine).data
+    events = store.read_events(record.job_id, after_seq=record.last_seq - 2, limit=1)
+    if not events:
+        raise no_job(record.job_id)
+    return from_stored_json(events[0].line, _JobLine).data
 
 
 def _read_unfinished(record: JobRecord) -> Job:

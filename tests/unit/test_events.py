@@ -12,7 +12,7 @@ from pipeline_engine.errors import GoneError, NotFoundError, UnavailableError
 from pipeline_engine.events import TAIL_BYTES, EventLog, JobLog
 from pipeline_engine.models import JobId, JobStatus
 from pipeline_engine.store.access import StoreAccess
-from pipeline_engine.store.base import EventRecord, JobChange, JobHead, NewJob, PruneChunks
+from pipeline_engine.store.base import DeleteJobs, EventRecord, JobChange, JobHead, NewJob, Operation, PruneChunks
 from pipeline_engine.store.memory import MemoryStore
 from pipeline_engine.store.writer import StoreWriter
 
@@ -163,6 +163,32 @@ async def test_the_end_of_the_daemon_ends_followers_without_the_end_of_the_job(
         await follower.next_batch()
         setting.events.close()
         with pytest.raises(UnavailableError, match="follow again"):
+            await follower.next_batch()
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("operation", "error", "words"),
+    [
+        (PruneChunks(JOB), GoneError, "up to 50 were pruned; begin with after_seq=50"),
+        (DeleteJobs([JOB]), NotFoundError, "was deleted"),
+    ],
+)
+async def test_events_that_go_while_they_are_followed_are_told_of(
+    setting: Setting, nursery: trio.Nursery, operation: Operation, error: type[Exception], words: str
+) -> None:
+    await nursery.start(setting.writer.run)
+    job_log = setting.open()
+    await job_log.append([("provider_chunk", "x" * 1000)] * 49)
+    await job_log.append([("step_completed", {}), ("stream_finished", {})], status=JobStatus.SUCCEEDED)
+    setting.events.retire(JOB)
+    async with setting.events.follow(JOB) as follower:
+        lines = await follower.next_batch(max_bytes=10_000)
+        assert lines is not None
+        assert [json.loads(line)["seq"] for line in lines] == list(range(1, len(lines) + 1))
+        assert len(lines) < 49
+        await setting.writer.execute(operation)
+        with pytest.raises(error, match=words):
             await follower.next_batch()
     nursery.cancel_scope.cancel()
 

@@ -57,8 +57,8 @@ class _EventData(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class JobReading:
     """One job of an archive, read once. All errors are BrokenLineErrors and name a line.
 
-    `now` is the age clock's time: nothing has ended later than that. Artifacts are kept as they come; `new_artifacts`
-    are those that were not there before, for whoever has to take them back.
+    `now` is the age clock's time: nothing has ended later than that. Artifacts are kept as they come, and
+    held by the job.
     """
 
     def __init__(self, start: JobStart, records: RecordReader, *, files: ArtifactFiles, now: float) -> None:
@@ -66,7 +66,6 @@ class JobReading:
         self._start = start
         self._files = files
         self._now = now
-        self.new_artifacts: set[str] = set()
         self.job = job = self._decode(bytes(start.job), Job)
         self._require(_JOB_ID.fullmatch(job.id) is not None, f"{job.id[:60]!r} is not the id of a job")
         self._require(job.status.is_final, f"the job is {job.status}; only finished jobs are imported")
@@ -187,8 +186,7 @@ class JobReading:
                 self._records.give_back(record)
             self._require(draft.sha256 == first.sha256, f"the bytes before are not those of artifact {first.sha256}")
             self._files.hold(self.job.id, [first.sha256])
-            if draft.keep():
-                self.new_artifacts.add(first.sha256)
+            draft.keep()
 
     def _event(self, record: JobEvent) -> EventRecord:
         event = self._decode(bytes(record.event), _EventData)

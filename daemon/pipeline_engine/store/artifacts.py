@@ -204,8 +204,8 @@ class Draft:
         with _mapped_errors(self._size):
             self._file.write(data)
 
-    def keep(self) -> bool:
-        """It is whole: give it its name. Says whether there was no such artifact before."""
+    def keep(self) -> None:
+        """It is whole: give it its name."""
         path = self._files.path(self.sha256)
         with _mapped_errors(self._size):
             self._file.flush()
@@ -218,7 +218,6 @@ class Draft:
             if is_new:
                 self._files.count(self._size)
             _sync_directory(path.parent)
-        return is_new
 
 
 def _sync_directory(directory: Path) -> None:

@@ -249,7 +249,9 @@ class SqliteStore:
         [[last]] = self._writer.execute(f"SELECT max(id) FROM events WHERE {where}", (low, high)).fetchall()
         self._writer.execute(f"DELETE FROM events WHERE {where}", (low, high))
         pruned_seq = 0 if last is None else last - low
-        self._writer.execute("UPDATE jobs SET has_chunks = 0, pruned_seq = ? WHERE number = ?", (pruned_seq, number))
+        self._writer.execute(
+            "UPDATE jobs SET has_chunks = 0, pruned_seq = max(pruned_seq, ?) WHERE number = ?", (pruned_seq, number)
+        )
 
     def _measure(self) -> int:
         return int(self._writer.pragma("page_count") - self._writer.pragma("freelist_count")) * self._page_size

@@ -182,6 +182,16 @@ def test_pruned_chunks_leave_the_other_events_and_say_so(store: Store) -> None:
     assert len(store.finished_jobs(limit=10)) == 1
 
 
+def test_a_job_that_came_without_its_chunks_keeps_the_mark_of_what_is_missing(store: Store) -> None:
+    store.write([new_job("a"), events("a", 5, 5, "item_completed"), finish("a", 6)])
+    store.write([JobChange(job_id=JobId("a"), pruned_seq=4)])
+    store.write([PruneChunks(JobId("a"))])
+    head = store.head(JobId("a"))
+    assert head is not None
+    assert (head.pruned_seq, head.last_seq) == (4, 6)
+    assert store.finished_jobs(limit=10, with_chunks=True) == []
+
+
 def test_idempotency_keys_are_found_until_they_are_forgotten(store: Store) -> None:
     key = IdempotencyRecord(key="k", body_hash=b"h", used_at=100.0)
     store.write([new_job("a"), JobChange(job_id=JobId("a"), idempotency=key)])
