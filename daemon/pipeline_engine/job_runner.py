@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from pipeline_engine.decoding import from_stored_json
-from pipeline_engine.errors import ErrorCode
+from pipeline_engine.errors import ErrorCode, StoreError
 from pipeline_engine.events import TERMINAL_EVENTS, Event, EventName, JobLog
 from pipeline_engine.models import (
     Job,
@@ -37,6 +37,7 @@ from pipeline_engine.steps.runner import batch_size
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.age_clock import AgeClock
 from pipeline_engine.store.base import ExecutionRecord, JobRecord
+from pipeline_engine.store.writer import FIRST_RETRY, MAX_RETRY
 from pipeline_engine.stored_jobs import read_input
 from pipeline_engine.tracing import Span, Start, TraceHeaders
 
@@ -98,8 +99,8 @@ class JobRunner:
         error: JobError | None = None
         cut = False
         try:
-            context = await self._load(live)
-            error, cut = await self._run_steps(live, context)
+            context = await self._load_at_last(live)
+            error, cut = (None, True) if context is None else await self._run_steps(live, context)
         except Exception as exc:
             log.exception("internal error in job %s", live.job.id)
             words = f"internal error ({type(exc).__name__}); the daemon's log has more under job {live.job.id}"
@@ -132,6 +133,21 @@ class JobRunner:
         return None, True
 
     # the beginning
+
+    async def _load_at_last(self, live: LiveJob) -> JobContext | None:
+        """What the store has of the job, once it can be read; None if the job is stopped before that."""
+        pause = FIRST_RETRY
+        while True:
+            try:
+                return await self._load(live)
+            except StoreError as exc:
+                log.warning("job %s waits: what is stored of it cannot be read: %s", live.job.id, exc.message)
+            if live.stop is not None:
+                return None
+            with trio.CancelScope() as live.scope:
+                await trio.sleep(pause)
+            live.scope = None
+            pause = min(pause * 2, MAX_RETRY)
 
     async def _load(self, live: LiveJob) -> JobContext:
         job_id = live.job.id

@@ -94,7 +94,8 @@ class ItemCalls:
             (EventName.ITEM_STARTED, ItemStarted(step_id=self._step.id, shard_key=key, attempt=self.attempt))
             for key in self._keys
         ]
-        write = self._context.log.post(events)
+        # With it goes the step's execution, which tells of its attempts and of how many items there will be.
+        write = self._context.log.post(events, executions=[self._context.progress_record(self._step.id)])
         if not self._context.may_repeat(self._step):
             # Stored before it starts: after a crash nobody could tell otherwise that it was started.
             await write.wait()

@@ -218,6 +218,19 @@ async def test_a_running_job_is_shown_as_far_as_it_is_stored(autojump_clock: Moc
         assert job.last_seq > 5
 
 
+async def test_a_running_step_is_shown_with_its_attempts_and_how_many_items_there_will_be(
+    autojump_clock: MockClock,
+) -> None:
+    registry = ScriptedRegistry({"bad": [Script(error=ProviderError(ErrorCode.PROVIDER_ERROR, "x", retryable=True))]})
+    step = llm("a", "bad", mode="fanout", retry={"max_attempts": 9, "backoff_s": 100, "max_backoff_s": 100})
+    async with open_setting(registry=registry) as setting:
+        job = await setting.submit([step], ["1", "2", "3"])
+        await trio.sleep(250)
+        [execution] = (await setting.engine.get_job(job.id)).step_executions or ()
+        assert execution.attempts > 2
+        assert (execution.items_done, execution.items_total) == (0, 3)
+
+
 # reruns
 
 STEPS = [

@@ -13,6 +13,7 @@ from tests.engine_setting import Json, Script, ScriptedRegistry, Setting, llm, n
 from trio.testing import MockClock
 
 from pipeline_engine.engine import EngineLimits
+from pipeline_engine.errors import StoreError
 from pipeline_engine.events import Event
 from pipeline_engine.job_runner import Stop
 from pipeline_engine.models import Job, JobId, JobStatus
@@ -380,3 +381,33 @@ async def test_a_step_that_was_about_to_begin_does_not_undo_a_cancellation(autoj
         assert [event["data"]["step_id"] for event in setting.stored_events(job.id) if "step_st" in event["event"]] == [
             "a"
         ]
+
+
+@pytest.mark.parametrize("stop", [None, Stop.CANCELLED, Stop.INTERRUPTED])
+async def test_a_job_that_cannot_be_read_just_now_waits_instead_of_failing(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, stop: Stop | None
+) -> None:
+    def fail(_: object) -> None:
+        raise StoreError("unable to open database file")
+
+    store = MemoryStore()
+    registry = ScriptedRegistry({"slow": [Script(first=5)]})
+    job_id = await run_until_crash(store, registry, [llm("a", "slow")], ["x"], after=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "read_checkpoints", fail)
+        async with open_setting(store=store, registry=registry) as setting:
+            await trio.sleep(60)
+            assert setting.engine.running_count == 1
+            match stop:
+                case Stop.CANCELLED:
+                    assert (await setting.engine.cancel(job_id)).status is JobStatus.CANCELLED
+                    await finish(setting, job_id)
+                case Stop.INTERRUPTED:
+                    with trio.fail_after(1):
+                        await setting.engine.drain(0)
+                case None:
+                    patch.undo()
+                    assert (await finish(setting, job_id)).status is JobStatus.SUCCEEDED
+    if stop is Stop.INTERRUPTED:
+        async with open_setting(store=store, registry=registry) as setting:
+            assert (await finish(setting, job_id)).status is JobStatus.SUCCEEDED
