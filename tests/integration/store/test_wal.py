@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,33 @@ def test_a_store_that_rests_leaves_no_large_wal(tmp_path: Path) -> None:
     assert store.rest()
     assert wal_file.stat().st_size == 0
     assert [event.seq for event in store.read_events(JOB, max_bytes=1 << 30)] == list(range(1, 101))
+    reader.close()
+    store.close()
+
+
+def test_those_who_write_wait_ever_more_rarely_for_a_reader_that_does_not_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wal, "CHECKPOINT_PAGES", 50)
+    monkeypatch.setattr(wal, "RESTART_PAGES", 100)
+    monkeypatch.setattr(wal, "RESTART_WAIT", 1)
+    store = open_sqlite_store(tmp_path / "engine.db")
+    store.write([NEW])
+    reader = open_sqlite_store_to_read(tmp_path / "engine.db")
+    reader._writer.execute("BEGIN")
+    reader._writer.execute("SELECT count(*) FROM events").fetchall()
+    waits: list[int] = []
+    for seq in range(2, 202):  # 2,600 pages
+        before = store._wal._wait, store._wal._restart_at
+        fill(store, seq, seq + 1)
+        if (store._wal._wait, store._wal._restart_at) != before:
+            waits.append(seq)
+    pauses = [after - before for before, after in pairwise(waits)]
+    assert len(waits) > 3
+    assert all(after > 1.5 * before for before, after in pairwise(pauses))
+    reader._writer.execute("COMMIT")
+    fill(store, 202, 600)
+    assert store._wal._restart_at == 100
     reader.close()
     store.close()
 

@@ -226,7 +226,7 @@ async def test_a_running_step_is_shown_with_its_attempts_and_how_many_items_ther
     async with open_setting(registry=registry) as setting:
         job = await setting.submit([step], ["1", "2", "3"])
         await trio.sleep(250)
-        [execution] = (await setting.engine.get_job(job.id)).step_executions or ()
+        [execution] = (await setting.engine.get_job(job.id)).step_executions or []
         assert execution.attempts > 2
         assert (execution.items_done, execution.items_total) == (0, 3)
 
