@@ -155,8 +155,18 @@ class DirectTransport:
             return
         idle = self._idle.setdefault(connection.origin, deque())
         idle.append(connection)
-        while len(idle) > MAX_IDLE_CONNECTIONS or idle[0].is_expired():
+        if len(idle) > MAX_IDLE_CONNECTIONS:
             idle.popleft().close()
+        self._close_expired()
+
+    def _close_expired(self) -> None:
+        # Of all origins: one that is never called again would keep its connections for ever.
+        for origin in list(self._idle):
+            idle = self._idle[origin]
+            while idle and idle[0].is_expired():
+                idle.popleft().close()
+            if not idle:
+                del self._idle[origin]
 
 
 class _Sending:

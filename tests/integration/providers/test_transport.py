@@ -55,6 +55,20 @@ async def test_a_connection_is_used_again() -> None:
         assert (client.direct.busy, client.direct.idle) == (0, 1)
 
 
+async def test_connections_to_a_server_that_is_never_asked_again_are_closed_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with open_server(OK) as old, open_server(OK) as server, open_client() as client:
+        await fetch(client, old.url)
+        await fetch(client, server.url)
+        assert client.direct.idle == 2
+        later = trio.current_time() + 1000
+        monkeypatch.setattr("pipeline_engine.providers.connection.trio.current_time", lambda: later)
+        await fetch(client, server.url)
+        assert client.direct.idle == 1
+        assert (old.connections, server.connections) == (1, 2)
+
+
 async def test_a_request_whose_idle_connection_was_closed_is_sent_again() -> None:
     async with open_server(OK, Reply(end="drop"), OK) as server, open_client() as client:
         await fetch(client, server.url)
