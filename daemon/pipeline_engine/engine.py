@@ -49,6 +49,7 @@ from pipeline_engine.tracing import TraceHeaders
 log = logging.getLogger(__name__)
 
 LET_GO_TIMEOUT = 15.0  # seconds that interrupted jobs have to clean up: a tool's grace, and their last writes
+FAILING_LET_GO_TIMEOUT = 1.0  # seconds that they have while the store cannot be written
 KEPT_PAYLOAD_BYTES = 64 * 1024 * 1024  # of queued jobs' inputs stay in memory; the rest is read again when it is needed
 
 
@@ -190,7 +191,9 @@ class Engine:
             await self._wait_for_running()
         for live in list(self._running):
             live.request_stop(Stop.INTERRUPTED)
-        with trio.move_on_after(LET_GO_TIMEOUT) as scope:
+        # A store that fails takes no last writes: what matters is stored already.
+        timeout = LET_GO_TIMEOUT if self._writer.failure is None else FAILING_LET_GO_TIMEOUT
+        with trio.move_on_after(timeout) as scope:
             await self._wait_for_running()
         if scope.cancelled_caught:
             log.error("%d jobs did not let go in time; they go on after the next start", len(self._running))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,12 @@ def migrate(connection: apsw.Connection) -> None:
         with connection:
             connection.execute(schema)
             connection.pragma("user_version", SCHEMA_VERSION)
+
+
+def keep_wal(connection: apsw.Connection) -> None:
+    """Leave the WAL's files, empty, when the database is closed: on a full disk they could not be made again."""
+    enabled = ctypes.c_int(1)
+    connection.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(enabled))
 
 
 @contextmanager

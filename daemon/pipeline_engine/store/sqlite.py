@@ -30,7 +30,7 @@ from pipeline_engine.store.base import (
     RemoveDefinition,
     RemoveProfile,
 )
-from pipeline_engine.store.database import SCHEMA_VERSION, connect, make_private, mapped_errors, migrate
+from pipeline_engine.store.database import SCHEMA_VERSION, connect, keep_wal, make_private, mapped_errors, migrate
 from pipeline_engine.store.wal import Wal
 
 CACHE_KIB = 8192  # KiB of page cache for the writer
@@ -53,6 +53,7 @@ def open_sqlite_store(path: Path, *, durability: Literal["normal", "full"] = "no
         writer.pragma("synchronous", "full" if durability == "full" else "normal")
         writer.pragma("cache_size", -CACHE_KIB)
         migrate(writer)
+        keep_wal(writer)
     return SqliteStore(path, writer)
 
 

@@ -31,6 +31,11 @@ def test_what_was_written_is_there_after_opening_again(tmp_path: Path) -> None:
     store = open_sqlite_store(tmp_path / "engine.db")
     store.write([new_job("a")])
     store.close()
+    # On a full disk they could not be made again, and nothing could be read.
+    assert {path.name: path.stat().st_size for path in tmp_path.glob("*-*")} == {
+        "engine.db-wal": 0,
+        "engine.db-shm": 32768,
+    }
     store = open_sqlite_store(tmp_path / "engine.db", durability="full")
     assert store.head(JobId("a")) is not None
     store.close()

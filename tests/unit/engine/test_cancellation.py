@@ -10,8 +10,16 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pipeline_engine.decoding import to_json
 from pipeline_engine.engine import EngineLimits
-from pipeline_engine.errors import ErrorCode, NotFoundError, ProviderError, QueueFullError, UnavailableError
+from pipeline_engine.errors import (
+    ErrorCode,
+    NotFoundError,
+    ProviderError,
+    QueueFullError,
+    StoreFullError,
+    UnavailableError,
+)
 from pipeline_engine.models import JobId, JobStatus
+from pipeline_engine.store.memory import MemoryStore
 
 
 def slow() -> ScriptedRegistry:
@@ -119,6 +127,27 @@ async def test_a_drain_lets_jobs_finish_and_interrupts_the_rest(autojump_clock: 
     last = store.last_event(long.id)
     assert last is not None
     assert last.name == "item_started"
+
+
+async def test_a_drain_does_not_wait_for_a_store_that_fails(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise StoreFullError("no space")
+
+    registry = slow()
+    store = MemoryStore()
+    with monkeypatch.context() as patch:
+        async with open_setting(registry=registry, store=store) as setting:
+            job = await setting.submit([llm("a", "slow")])
+            await trio.sleep(1)
+            patch.setattr(store, "write", fail)
+            with pytest.raises(StoreFullError):
+                await setting.submit([llm("a")])
+            began = trio.current_time()
+    assert trio.current_time() - began < 2
+    async with open_setting(registry=registry, store=store) as setting:
+        assert (await setting.engine.wait(job.id)).status is JobStatus.SUCCEEDED
 
 
 async def test_followers_of_an_interrupted_job_end_without_its_end(autojump_clock: MockClock) -> None:
