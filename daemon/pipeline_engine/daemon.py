@@ -12,6 +12,7 @@ from functools import partial
 
 import trio
 
+from pipeline_engine import open_files
 from pipeline_engine.api.app import create_app
 from pipeline_engine.api.context import Api
 from pipeline_engine.api.serving import (
@@ -130,13 +131,22 @@ async def _serve(api: Api, listeners: Sequence[trio.SocketListener], *, stop: tr
         api_key=config.api_key,
     )
     settings = ServeSettings(
-        max_connections=config.http.max_connections,
+        max_connections=_max_connections(config),
         max_body_bytes=config.limits.max_body_bytes,
         write_stall_s=config.limits.follower_stall_s,
         grace_s=LAST_ANSWERS_S,
     )
     await serve(Guard(create_app(api), settings=guard), listeners, settings=settings, stop=stop)
     stopped.set()
+
+
+def _max_connections(config: Config) -> int:
+    files = open_files.allow_all()
+    wanted, room = config.http.max_connections, open_files.room_for_connections(files)
+    if wanted > room:
+        words = "at most %d connections instead of http.max_connections = %d: only %d files may be open (ulimit -Hn)"
+        log.warning(words, room, wanted, files)
+    return min(wanted, room)
 
 
 def _spare_collector() -> None:

@@ -6,12 +6,14 @@ import json
 import os
 import pty
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ class Daemon:
         (home / "pipelines").mkdir()
         self.log = home / "daemon.log"
         self.variables = {"PIPELINE_ENGINE_ADDR": "127.0.0.1:0"}
+        self.command = [sys.executable, "-m", "pipeline_engine"]
         self.process: subprocess.Popen[bytes] | None = None
         self.client = httpx.Client(trust_env=False, timeout=PATIENCE)
 
@@ -49,7 +52,7 @@ class Daemon:
         }
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline_engine", *arguments],
+                [*self.command, *arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -290,6 +293,31 @@ def test_a_bad_definition_is_told_with_its_place_and_hides_no_other(daemon: Daem
     assert "bad.yaml: line 3: steps[0].kind" in daemon.text
     known = daemon.client.get("/v1/config/pipelines").json()["pipelines"]
     assert [one["type"] for one in known] == ["good.v1"]
+
+
+def test_it_may_have_as_many_files_open_as_the_system_lets_it(daemon: Daemon) -> None:
+    daemon.command = ["sh", "-c", 'ulimit -Sn 64; exec "$@"', "sh", *daemon.command]
+    daemon.start("serve")
+    assert daemon.process is not None
+    soft, hard = resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE)
+    assert soft == hard > 64
+
+
+def test_connections_leave_files_for_jobs_where_few_may_be_open(daemon: Daemon) -> None:
+    daemon.command = ["sh", "-c", 'ulimit -n 300; exec "$@"', "sh", *daemon.command]
+    daemon.start("serve")
+    assert "at most 150 connections instead of http.max_connections = 4096: only 300 files may be open" in daemon.text
+    port = daemon.client.base_url.port
+    assert port is not None
+    with ExitStack() as opened:
+        many = [opened.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(200)]
+        many[-1].settimeout(PATIENCE)
+        assert b" 503 " in many[-1].recv(1000)
+        many[0].sendall(b"POST /v1/jobs HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n")
+        body = json.dumps({"mode": "sync", "pipeline": {"type": "t.v1", "steps": [MAP]}}).encode()
+        many[0].sendall(b"content-length: %d\r\n\r\n%b" % (len(body), body))
+        many[0].settimeout(PATIENCE)
+        assert b'"status":"succeeded"' in many[0].recv(100_000)
 
 
 def test_an_idle_daemon_does_nothing(daemon: Daemon) -> None:
