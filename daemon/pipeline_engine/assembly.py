@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from pipeline_engine.config import Config
 from pipeline_engine.definitions import DefinitionChecker, LoadedDirectory, load_directories
 from pipeline_engine.engine import Engine, EngineLimits
 from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
+from pipeline_engine.providers.leftovers import Leftovers
 from pipeline_engine.providers.local_tool import LocalToolProvider
 from pipeline_engine.providers.registry import ProviderRegistry, open_registry
 from pipeline_engine.redaction import Redactor
@@ -142,7 +143,8 @@ async def open_engine(
     access = StoreAccess(store, threads=READ_THREADS)
     writer = StoreWriter(store=store)
     redactor = redactor or Redactor()
-    local_tool = LocalToolProvider(environment=environ, limiter=workers)
+    leftovers = Leftovers()
+    local_tool = LocalToolProvider(environment=environ, limiter=workers, leftovers=leftovers)
 
     def hide_secrets(config: Config) -> None:
         # What held a key once stays hidden: somebody may still use it.
@@ -154,6 +156,7 @@ async def open_engine(
     hide_secrets(config)
     proxies = {name.removesuffix("_proxy"): value for name, value in config.proxies.items()}
     async with (
+        aclosing(leftovers),
         open_renderer(templates) as renderer,
         _open_tracer(config, environ=environ, redactor=redactor) as tracer,
         open_registry(

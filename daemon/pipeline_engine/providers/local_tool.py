@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipeline_engine.errors import ErrorCode, StepError
 from pipeline_engine.models import Sandbox
 from pipeline_engine.providers.base import Chunk, Completion, ProviderCall, Target
 from pipeline_engine.providers.confinement import Confinement, landlock_version
+from pipeline_engine.providers.leftovers import Leftovers
 from pipeline_engine.providers.process import ChildProcess, StartError, base_environment, describe_exit, open_child
 from pipeline_engine.providers.tool_output import Tail, ToolOutput
 
@@ -39,7 +40,8 @@ class LocalToolProvider:
 
     The tool works in the profile's `cwd`; without one, in a scratch directory of its own that is removed afterwards.
     `environment` is the daemon's; `scratch_root` is where the scratch directories are made (None: the system's
-    directory for temporary files); `limiter` bounds the threads for slow work with files.
+    directory for temporary files); `limiter` bounds the threads for slow work with files. With `leftovers`, nothing of a
+    tool outlives the daemon.
     """
 
     def __init__(
@@ -48,12 +50,14 @@ class LocalToolProvider:
         environment: Mapping[str, str],
         scratch_root: str | None = None,
         limiter: trio.CapacityLimiter | None = None,
+        leftovers: Leftovers | None = None,
     ) -> None:
         self._environment = base_environment(environment)
         self._scratch_root = scratch_root
         self._hidden: list[str] = []
         self._told = False
         self._limiter = limiter
+        self._leftovers = leftovers
 
     def hide(self, paths: Iterable[Path]) -> None:
         """No tool that is started from now on may read these, nor those that were hidden before."""
@@ -69,6 +73,8 @@ class LocalToolProvider:
         command, env = child_arguments(call, self._environment)
         stdin = call.stdin.encode("utf-8", "replace")
         stderr = Tail(STDERR_BYTES)
+        if self._leftovers is not None:
+            await self._leftovers.open()
         try:
             async with (
                 self._open_directory(target) as cwd,
@@ -81,6 +87,7 @@ class LocalToolProvider:
                     grace=target.grace_s,
                     limiter=self._limiter,
                     confinement=self._confinement(target, cwd),
+                    leftovers=self._leftovers,
                 ) as child,
                 aclosing(_answer(child, target, stderr, deadline)) as answer,
             ):
@@ -114,10 +121,11 @@ class LocalToolProvider:
             directory = Path(tempfile.mkdtemp(prefix="pipeline-engine-tool-", dir=self._scratch_root))
         except OSError as exc:
             raise StartError(f"no scratch directory could be made for it: {exc}") from exc
-        try:
-            yield str(directory)
-        finally:
-            await self._remove(directory)
+        with nullcontext() if self._leftovers is None else self._leftovers.directory(str(directory)):
+            try:
+                yield str(directory)
+            finally:
+                await self._remove(directory)
 
     async def _remove(self, directory: Path) -> None:
         if _remove_empty(directory):

@@ -8,12 +8,13 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 
 import trio
 
 from pipeline_engine.providers.confinement import ConfinedProcess, Confinement, ConfinementError, start_confined
+from pipeline_engine.providers.leftovers import Leftovers
 
 _log = logging.getLogger(__name__)
 
@@ -189,13 +190,15 @@ async def open_child(
     grace: float,
     limiter: trio.CapacityLimiter | None = None,
     confinement: Confinement | None = None,
+    leftovers: Leftovers | None = None,
 ) -> AsyncIterator[ChildProcess]:
     """Start `command` without a shell, with exactly the environment `env`, and pass `stdin` to it; with None its
     standard input stays open and silent for as long as this process lives.
 
     On leaving, its whole process group is ended (see ChildProcess.end; `grace` is in seconds), whatever the reason.
     `on_stderr` gets what it writes to its standard error. `limiter` bounds the threads that look through /proc.
-    With a `confinement` it dies with this process, gains no privileges, and keeps to those files. Raises StartError.
+    With a `confinement` it dies with this process, gains no privileges, and keeps to those files; with `leftovers`, so
+    does all of its group. Raises StartError.
     """
     process: trio.Process | ConfinedProcess
     try:
@@ -215,20 +218,21 @@ async def open_child(
         raise StartError(_explain(command[0], cwd, exc)) from exc
     child = ChildProcess(process, limiter)
     failure: Exception | None = None
-    try:
-        async with trio.open_nursery() as child_nursery:
-            if stdin is not None:
-                child_nursery.start_soon(child.feed, stdin)
-            child_nursery.start_soon(child.watch, on_stderr)
-            try:
-                if isinstance(process, ConfinedProcess):
-                    await _wait_until_started(process, command[0], cwd)
-                yield child
-            except Exception as exc:  # noqa: BLE001 - carried round the nursery, which would wrap it in a group
-                failure = exc
-            child_nursery.cancel_scope.cancel()
-    finally:
-        await child.end(grace)
+    with nullcontext() if leftovers is None else leftovers.group(process.pid):
+        try:
+            async with trio.open_nursery() as child_nursery:
+                if stdin is not None:
+                    child_nursery.start_soon(child.feed, stdin)
+                child_nursery.start_soon(child.watch, on_stderr)
+                try:
+                    if isinstance(process, ConfinedProcess):
+                        await _wait_until_started(process, command[0], cwd)
+                    yield child
+                except Exception as exc:  # noqa: BLE001 - carried round the nursery, which would wrap it in a group
+                    failure = exc
+                child_nursery.cancel_scope.cancel()
+        finally:
+            await child.end(grace)
     if failure is not None:
         raise failure
 
