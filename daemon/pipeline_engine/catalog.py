@@ -16,6 +16,7 @@ from pipeline_engine.models import PipelineDef, ProviderKind, ProviderProfile
 from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
 from pipeline_engine.providers.addresses import normalise_base_uri, origin_of
 from pipeline_engine.providers.registry import ProviderRegistry
+from pipeline_engine.providers.targets import base_uri_of
 from pipeline_engine.redaction import HIDDEN
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.base import Operation, PutDefinition, PutProfile, RemoveDefinition, RemoveProfile
@@ -105,7 +106,7 @@ class Catalog:
         self._check_changeable(profile.id)
         profile = msgspec.structs.replace(profile, base_uri=_checked_uri(profile.base_uri))
         known = self.registry.get(profile.id)
-        if known is not None and origin_of(known.base_uri) != origin_of(profile.base_uri):
+        if known is not None and origin_of(base_uri_of(known)) != origin_of(base_uri_of(profile)):
             known = None  # a secret belongs to the origin that it was given for
         headers = _headers_in_force(profile.extra.headers, {} if known is None else known.extra.headers)
         profile = msgspec.structs.replace(

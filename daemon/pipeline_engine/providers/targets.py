@@ -44,11 +44,16 @@ _SCALARS = (
 )  # fmt: skip
 
 
+def base_uri_of(profile: ProviderProfile) -> str:
+    """The address that the profile's calls go to: its own as it is written, or the default of its kind."""
+    return profile.base_uri or _DEFAULT_BASE_URIS[profile.kind]
+
+
 def resolve(profile: ProviderProfile, override: ProviderOverride | None = None) -> Target:
     """The target of a call. Raises ProviderError if an address in it cannot be used."""
     over = override or ProviderOverride()
     extra = profile.extra
-    own_uri = _base_uri(profile, profile.base_uri or _DEFAULT_BASE_URIS[profile.kind])
+    own_uri = _base_uri(profile, base_uri_of(profile))
     base_uri = _base_uri(profile, over.base_uri) if over.base_uri else own_uri
     same_origin = origin_of(base_uri) == origin_of(own_uri)
     settings: dict[str, Any] = {name: value for name in _SCALARS if (value := _first(over, extra, name)) is not None}

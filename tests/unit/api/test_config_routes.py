@@ -97,6 +97,21 @@ async def test_a_key_does_not_follow_an_address(autojump_clock: MockClock) -> No
         assert moved.json["api_key_set"] is False
 
 
+async def test_an_address_that_is_left_out_is_the_default_of_the_kind(autojump_clock: MockClock) -> None:
+    """A key is kept where that is the address which is written out, and not where the kind makes it another."""
+    async with open_api() as api:
+
+        async def has_key(**profile: str) -> bool:
+            answer = await api.ask("POST", "/v1/config/providers", {"id": "mine", **profile})
+            key_set: bool = answer.json["api_key_set"]
+            return key_set
+
+        assert await has_key(kind="openai", api_key="sk-key")
+        assert await has_key(kind="openai", base_uri="https://api.openai.com/v1")
+        assert await has_key(kind="openai")
+        assert not await has_key(kind="image")
+
+
 async def test_a_profile_that_comes_back_as_it_was_shown_keeps_its_headers(autojump_clock: MockClock) -> None:
     def headers_of(api: ApiSetting) -> dict[str, str]:
         profile = api.api.ready_local.registry.get("mine")
