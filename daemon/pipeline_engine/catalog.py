@@ -53,7 +53,7 @@ class Catalog:
         self._access = access
         self._writer = writer
         self._from_files: dict[str, str] = {}
-        self._put_profiles: set[str] = set()
+        self._put_profiles: dict[str, ProviderProfile] = {}  # with what clients have given of secrets, and no more
         self._configured: dict[str, ProviderProfile] = {}
         self._changing = trio.Lock()
 
@@ -63,9 +63,10 @@ class Catalog:
             kept = from_stored_json(secrets, _Secrets)
             profile = from_stored_json(text, ProviderProfile)
             extra = msgspec.structs.replace(profile.extra, headers=kept.headers)
-            self._put_profiles.add(profile_id)
+            profile = msgspec.structs.replace(profile, api_key=kept.api_key, extra=extra)
+            self._put_profiles[profile_id] = profile
             if profile_id not in self._from_files:
-                self.registry.put(msgspec.structs.replace(profile, api_key=kept.api_key, extra=extra))
+                self.registry.put(self._in_force(profile))
         for pipeline_type, text in (await self._access.call(self._access.store.definitions)).items():
             definition = from_stored_json(text, PipelineDef)
             problems = self._checker.check(definition)
@@ -105,8 +106,8 @@ class Catalog:
             raise ForbiddenError(f"{what} can be defined in configuration files only")
         self._check_changeable(profile.id)
         profile = msgspec.structs.replace(profile, base_uri=_checked_uri(profile.base_uri))
-        known = self.registry.get(profile.id)
-        if known is not None and origin_of(base_uri_of(known)) != origin_of(base_uri_of(profile)):
+        known = self._put_profiles.get(profile.id)
+        if known is not None and not _same_origin(known, profile):
             known = None  # a secret belongs to the origin that it was given for
         headers = _headers_in_force(profile.extra.headers, {} if known is None else known.extra.headers)
         profile = msgspec.structs.replace(
@@ -118,11 +119,21 @@ class Catalog:
         shown = msgspec.structs.replace(profile, api_key=None, extra=msgspec.structs.replace(profile.extra, headers={}))
         operation = PutProfile(profile.id, to_json(shown), to_stored_json(secrets))
         await self._change(operation, partial(self._profile_was_put, profile))
-        return profile
+        return self._in_force(profile)
 
     def _profile_was_put(self, profile: ProviderProfile) -> None:
-        self._put_profiles.add(profile.id)
-        self.registry.put(profile)
+        self._put_profiles[profile.id] = profile
+        self.registry.put(self._in_force(profile))
+
+    def _in_force(self, put: ProviderProfile) -> ProviderProfile:
+        """What clients have put; where they gave no key, with that of the configuration's profile of the same origin.
+
+        Looked up and never stored: whoever changes the configuration's key changes this one.
+        """
+        configured = self._configured.get(put.id)
+        if put.api_key is not None or configured is None or not _same_origin(put, configured):
+            return put
+        return msgspec.structs.replace(put, api_key=configured.api_key)
 
     async def remove_profile(self, profile_id: str) -> None:
         """What was put over a built-in profile gives way to that. Raises NotFoundError, and ConflictError for a file's
@@ -136,7 +147,7 @@ class Catalog:
         await self._change(RemoveProfile(profile_id), partial(self._profile_was_removed, profile_id))
 
     def _profile_was_removed(self, profile_id: str) -> None:
-        self._put_profiles.discard(profile_id)
+        self._put_profiles.pop(profile_id, None)
         if profile_id in self._configured:
             self.registry.put(self._configured[profile_id])
         else:
@@ -168,16 +179,21 @@ class Catalog:
         `origins` are the places (`FILE:LINE`) of the profiles that a file defines, by their ids. Jobs that run keep
         what they began with.
         """
-        self._configured = wanted = {profile.id: profile for profile in profiles}
-        for known in self.registry.profiles():
-            if known.id not in wanted and known.id not in self._put_profiles:
-                self.registry.remove(known.id)
+        self._configured = {profile.id: profile for profile in profiles}
         self._from_files = dict(origins)
+        put = [self._in_force(profile) for profile in self._put_profiles.values() if profile.id not in origins]
+        wanted = self._configured | {profile.id: profile for profile in put}
+        for known in self.registry.profiles():
+            if known.id not in wanted:
+                self.registry.remove(known.id)
         for profile in wanted.values():
-            put_over = profile.id in self._put_profiles and profile.id not in self._from_files
-            if not put_over and self.registry.get(profile.id) != profile:
+            if self.registry.get(profile.id) != profile:
                 self.registry.put(profile)
         self.pipelines.replace_fixed(pipelines)
+
+
+def _same_origin(one: ProviderProfile, other: ProviderProfile) -> bool:
+    return origin_of(base_uri_of(one)) == origin_of(base_uri_of(other))
 
 
 def _headers_in_force(given: Mapping[str, Secret], known: Mapping[str, Secret]) -> dict[str, Secret]:
