@@ -11,7 +11,15 @@ import trio
 
 from pipeline_engine.decoding import Secret, from_stored_json, to_json, to_stored_json
 from pipeline_engine.definitions import DefinitionChecker
-from pipeline_engine.errors import ConflictError, ForbiddenError, InvalidRequestError, NotFoundError, Problem
+from pipeline_engine.errors import (
+    ConflictError,
+    ForbiddenError,
+    InvalidRequestError,
+    NotFoundError,
+    Problem,
+    UnknownPipelineError,
+)
+from pipeline_engine.hidden_headers import with_known_headers
 from pipeline_engine.models import PipelineDef, ProviderKind, ProviderProfile
 from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
 from pipeline_engine.providers.addresses import normalise_base_uri, origin_of
@@ -77,9 +85,22 @@ class Catalog:
 
     # pipelines
 
+    def check_pipeline(self, definition: PipelineDef) -> tuple[PipelineDef, list[Problem]]:
+        """The definition as it would come into force, and every problem that keeps it from that.
+
+        A header that comes back hidden, as it was shown, is the one that the definition of the type has now.
+        """
+        try:
+            earlier = self.pipelines.find(definition.type).definition
+        except UnknownPipelineError:
+            pass
+        else:
+            definition = with_known_headers(definition, earlier, self.registry.get)
+        return definition, self._checker.check(definition)
+
     async def put_pipeline(self, definition: PipelineDef) -> bool:
         """Add or replace a definition; True when it is new. Raises InvalidRequestError and ConflictError."""
-        problems = self._checker.check(definition)
+        definition, problems = self.check_pipeline(definition)
         if problems:
             raise InvalidRequestError(problems)
         self.pipelines.check_changeable(definition.type, must_exist=False)

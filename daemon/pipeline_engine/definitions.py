@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline_engine.decoding import try_decode
 from pipeline_engine.documents import SUFFIXES, parse_document
 from pipeline_engine.errors import InvalidRequestError, Problem
+from pipeline_engine.hidden_headers import hidden_headers
 from pipeline_engine.models import (
     MapOperation,
     PipelineDef,
@@ -80,6 +81,7 @@ class DefinitionChecker:
         for index, step in enumerate(definition.steps):
             where = f"{prefix}steps[{index}]"
             problems += self._check_references(step, where)
+            problems += hidden_headers(step, where)
             problems += self._check_texts(step, where, visible)
         return problems
 

@@ -62,7 +62,10 @@ async def delete_pipeline(api: Api, call: Call) -> Answer:
 
 async def validate_pipeline(api: Api, call: Call) -> Answer:
     definition, problems = try_decode(call.body, PipelineDef)
-    problems = explain_overrides(problems) if definition is None else api.ready_local.checker.check(definition)
+    if definition is None:
+        problems = explain_overrides(problems)
+    else:
+        _, problems = api.ready_local.catalog.check_pipeline(definition)
     errors = [ValidationProblem(path=problem.path, message=problem.message) for problem in problems]
     return json_answer(Validation(valid=not errors, errors=errors))
 

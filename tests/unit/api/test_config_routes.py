@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.api_setting import ApiSetting, body_of, open_api
-from tests.engine_setting import llm
+from tests.engine_setting import Json, ScriptedRegistry, llm
 from trio.testing import MockClock
 
 from pipeline_engine.decoding import decode
@@ -68,6 +68,64 @@ async def test_a_graph_is_text_of_either_kind(autojump_clock: MockClock) -> None
         assert (await api.ask("GET", "/v1/config/pipelines/p.v1/graph?format=dot")).body.startswith(b"digraph")
         assert (await api.ask("GET", "/v1/config/pipelines/p.v1/graph?format=png")).status == 400
         assert (await api.ask("GET", "/v1/config/pipelines/none/graph")).status == 404
+
+
+def calling(headers: dict[str, str], step_id: str = "a", **override: str) -> Json:
+    """A definition with a step that sends these headers."""
+    return {"type": "p.v1", "steps": [llm(step_id, provider_override={"headers": headers, **override})]}
+
+
+async def test_a_definition_that_comes_back_as_it_was_shown_keeps_its_headers(autojump_clock: MockClock) -> None:
+    target, registry = "/v1/config/pipelines/p.v1", ScriptedRegistry()
+
+    async def sent(api: ApiSetting) -> dict[str, str]:
+        await api.ask("POST", "/v1/jobs", {"pipeline_type": "p.v1", "mode": "sync"})
+        return {name: value.reveal() for name, value in registry.calls[-1].target.headers.items()}
+
+    async with open_api(registry=registry) as api:
+        await api.ask("PUT", target, calling({"X-Tok": "sk-header", "X-Team": "blue"}))
+        shown = (await api.ask("GET", target)).json
+        assert shown["steps"][0]["provider_override"]["headers"] == {"X-Tok": "***", "X-Team": "***"}
+        assert (await api.ask("POST", "/v1/config/pipelines/validate", shown)).json["valid"] is True
+        assert (await api.ask("PUT", target, shown)).status == 200
+        assert await sent(api) == {"X-Tok": "sk-header", "X-Team": "blue"}
+        assert (await api.ask("PUT", target, calling({"X-Tok": "***", "X-Team": "red"}))).status == 200
+        assert await sent(api) == {"X-Tok": "sk-header", "X-Team": "red"}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        calling({"X-Other": "***"}),
+        calling({"X-Tok": "***"}, "b"),
+        calling({"X-Tok": "***"}, base_uri="http://elsewhere.example"),
+        {
+            "type": "p.v1",
+            "steps": [llm("a", provider_profile_id="mine", provider_override={"headers": {"X-Tok": "***"}})],
+        },
+    ],
+)
+async def test_a_hidden_header_is_known_in_the_same_step_for_the_same_server_only(
+    autojump_clock: MockClock, changed: Json
+) -> None:
+    async with open_api() as api:
+        await api.ask("POST", "/v1/config/providers", PROFILE)
+        target = "/v1/config/pipelines/p.v1"
+        await api.ask("PUT", target, calling({"X-Tok": "sk-header"}))
+        refused = await api.ask("PUT", target, changed)
+        assert refused.status == 400
+        assert refused.error["details"]["path"].startswith("steps[0].provider_override.headers.X-")
+        assert "write it out" in refused.error["message"]
+        told = (await api.ask("POST", "/v1/config/pipelines/validate", changed)).json
+        assert (told["valid"], len(told["errors"])) == (False, 1)
+
+
+async def test_a_job_of_its_own_definition_writes_its_headers_out(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        await api.ask("PUT", "/v1/config/pipelines/p.v1", calling({"X-Tok": "sk-header"}))
+        refused = await api.ask("POST", "/v1/jobs", {"pipeline": calling({"X-Tok": "***"})})
+        path = "pipeline.steps[0].provider_override.headers.X-Tok"
+        assert (refused.status, refused.error["details"]["path"]) == (400, path)
 
 
 async def test_a_profile_is_shown_without_its_secrets(autojump_clock: MockClock) -> None:

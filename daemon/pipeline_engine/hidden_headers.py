@@ -1,0 +1,62 @@
+"""Headers of definitions that come back as they were shown: with `***` for the value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from pipeline_engine.errors import Problem, ProviderError
+from pipeline_engine.models import PipelineDef, ProviderProfile, StepDef
+from pipeline_engine.providers.addresses import origin_of
+from pipeline_engine.providers.targets import resolve
+from pipeline_engine.redaction import HIDDEN
+
+Profiles = Callable[[str], ProviderProfile | None]
+
+
+def hidden_headers(step: StepDef, where: str) -> Iterator[Problem]:
+    """A problem for each header of the step, which stands at `where`, whose value is hidden."""
+    for name in _hidden_names(step):
+        yield Problem(
+            f"{where}.provider_override.headers.{name}", f"is {HIDDEN}, which stands for a secret; write it out"
+        )
+
+
+def with_known_headers(definition: PipelineDef, earlier: PipelineDef, profiles: Profiles) -> PipelineDef:
+    """The definition with the values that the earlier one has in the same step for headers which are hidden.
+
+    Only for calls to the same origin: a secret belongs to the one that it was given for.
+    """
+    known = {step.id: step for step in earlier.steps}
+    steps = [
+        _with_headers_of(known[step.id], step, profiles) if step.id in known and _hidden_names(step) else step
+        for step in definition.steps
+    ]
+    return msgspec.structs.replace(definition, steps=steps)
+
+
+def _with_headers_of(earlier: StepDef, step: StepDef, profiles: Profiles) -> StepDef:
+    override, origin = step.provider_override, _origin(step, profiles)
+    if override is None or earlier.provider_override is None or origin is None or origin != _origin(earlier, profiles):
+        return step
+    hidden = _hidden_names(step)
+    known = {name: value for name, value in earlier.provider_override.headers.items() if name in hidden}
+    override = msgspec.structs.replace(override, headers=override.headers | known)
+    return msgspec.structs.replace(step, provider_override=override)
+
+
+def _hidden_names(step: StepDef) -> list[str]:
+    headers = {} if step.provider_override is None else step.provider_override.headers
+    return [name for name, value in headers.items() if value.reveal() == HIDDEN]
+
+
+def _origin(step: StepDef, profiles: Profiles) -> tuple[str, str, int] | None:
+    """Where the calls of the step go; None where that cannot be told."""
+    profile = None if step.provider_profile_id is None else profiles(step.provider_profile_id)
+    if profile is None:
+        return None
+    try:
+        return origin_of(resolve(profile, step.provider_override).base_uri)
+    except ProviderError:
+        return None
