@@ -77,7 +77,7 @@ class Catalog:
                 self.registry.put(self._in_force(profile))
         for pipeline_type, text in (await self._access.call(self._access.store.definitions)).items():
             definition = from_stored_json(text, PipelineDef)
-            problems = self._checker.check(definition)
+            problems = self._problems(definition)
             if problems:
                 log.warning("the stored pipeline %r is left out: %s", pipeline_type, "; ".join(map(str, problems)))
             else:
@@ -96,7 +96,10 @@ class Catalog:
             pass
         else:
             definition = with_known_headers(definition, earlier, self.registry.get)
-        return definition, self._checker.check(definition)
+        return definition, self._problems(definition)
+
+    def _problems(self, definition: PipelineDef) -> list[Problem]:
+        return [*self._checker.check(definition), *self._checker.check_sent(definition)]
 
     async def put_pipeline(self, definition: PipelineDef) -> bool:
         """Add or replace a definition; True when it is new. Raises InvalidRequestError and ConflictError."""

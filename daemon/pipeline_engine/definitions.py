@@ -38,6 +38,8 @@ _FITTING_KINDS = {
 
 _PROFILE_ONLY = re.compile(r"(?:^|\.)steps\[\d+\]\.provider_override\.(api_key|command)$")
 
+_OR_IN_A_FILE = "or put the definition into a folder of pipelines_dir"
+
 
 def decode_definition(value: object, *, path: str = "", source: str | None = None) -> PipelineDef:
     """The value as a definition, not yet checked. Raises InvalidRequestError with every problem."""
@@ -85,13 +87,37 @@ class DefinitionChecker:
             problems += self._check_texts(step, where, visible)
         return problems
 
+    def check_sent(self, definition: PipelineDef, *, path: str = "") -> list[Problem]:
+        """What a definition may not do that comes over HTTP, besides what `check` finds.
+
+        Tools are defined in files: a variable (BASH_ENV, LD_PRELOAD, PATH) or a directory can make another program of one.
+        """
+        prefix = f"{path}." if path else ""
+        return [
+            problem
+            for index, step in enumerate(definition.steps)
+            for problem in self._check_tool_use(step, f"{prefix}steps[{index}].provider_override")
+        ]
+
+    def _check_tool_use(self, step: StepDef, where: str) -> Iterator[Problem]:
+        profile, override = self._profile_of(step), step.provider_override
+        if override is None or profile is None or profile.kind is not ProviderKind.LOCAL_TOOL:
+            return
+        env, cwd = f"extra.env of the profile {profile.id!r}", f"extra.cwd of the profile {profile.id!r}"
+        for name in override.env:
+            if name not in profile.extra.env:
+                words = f"{env} does not name it: name it there, {_OR_IN_A_FILE}"
+                yield Problem(f"{where}.env.{name}", f"cannot be set over HTTP, as {words}")
+        if override.cwd is not None and override.cwd != profile.extra.cwd:
+            yield Problem(f"{where}.cwd", f"cannot be set over HTTP: set {cwd}, {_OR_IN_A_FILE}")
+
     def _check_references(self, step: StepDef, where: str) -> Iterator[Problem]:
         handler = step.config.handler
         if handler is not None and not self.handlers(handler):
             yield Problem(f"{where}.config.handler", f"there is no handler {handler!r}")
         if step.provider_profile_id is None:
             return
-        profile = self.profiles(step.provider_profile_id)
+        profile = self._profile_of(step)
         here = f"{where}.provider_profile_id"
         if profile is None:
             known = known_names(step.provider_profile_id, self.profile_ids())
@@ -142,8 +168,7 @@ class DefinitionChecker:
 
     def _texts_with_options(self, step: StepDef) -> Iterator[tuple[str, bool]]:
         """Every text of the step that can read options, and whether it is an expression."""
-        profile = self.profiles(step.provider_profile_id) if step.provider_profile_id is not None else None
-        override = step.provider_override
+        profile, override = self._profile_of(step), step.provider_override
         environments = [profile.extra.env if profile else {}, override.env if override else {}]
         templates = [text for _, text, _ in _templates_of(step)]
         for text in (*templates, *self._command_of(step), *(text for env in environments for text in env.values())):
@@ -153,8 +178,11 @@ class DefinitionChecker:
         if step.config.expression is not None and step.config.map is MapOperation.FILTER:
             yield step.config.expression, True
 
+    def _profile_of(self, step: StepDef) -> ProviderProfile | None:
+        return None if step.provider_profile_id is None else self.profiles(step.provider_profile_id)
+
     def _command_of(self, step: StepDef) -> list[str]:
-        profile = self.profiles(step.provider_profile_id) if step.provider_profile_id is not None else None
+        profile = self._profile_of(step)
         return profile.extra.command if profile is not None and profile.kind is ProviderKind.LOCAL_TOOL else []
 
 

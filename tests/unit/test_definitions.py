@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -105,6 +106,41 @@ def test_the_options_that_a_definition_reads_are_known(steps: list[dict[str, Any
     )
     definition = decode_definition({"type": "t.v1", "steps": steps, "options_schema": {"properties": {"said": {}}}})
     assert checker.options_read(definition) == (None if read is None else {"max_tokens", "said", *read})
+
+
+@pytest.mark.parametrize(
+    ("override", "wrong"),
+    [
+        ({"env": {"LEVEL": "9"}, "grace_s": 1, "timeout_s": 5}, []),
+        ({"env": {"LEVEL": "9", "BASH_ENV": "/dev/stdin", "PATH": "/tmp"}}, ["env.BASH_ENV", "env.PATH"]),
+        ({"cwd": "/srv/work"}, []),
+        ({"cwd": "/tmp"}, ["cwd"]),
+    ],
+)
+def test_over_http_a_tool_is_started_as_its_profile_says(
+    tmp_path: Path, override: dict[str, Any], wrong: list[str]
+) -> None:
+    extra = ProviderExtra(command=["bash", "-c", "cat"], env={"LEVEL": "1"}, cwd="/srv/work")
+    profiles = {"shell": ProviderProfile(id="shell", kind=ProviderKind.LOCAL_TOOL, extra=extra)}
+    checker = DefinitionChecker(
+        templates=Templates(), profiles=profiles.get, profile_ids=profiles.keys, handlers=frozenset[str]().__contains__
+    )
+    step = {"id": "c", "kind": "custom", "provider_profile_id": "shell", "provider_override": override}
+    value = {"type": "t.v1", "steps": [step]}
+    problems = checker.check_sent(decode_definition(value), path="pipeline")
+    assert [problem.path for problem in problems] == [f"pipeline.steps[0].provider_override.{key}" for key in wrong]
+    assert all("of the profile 'shell'" in problem.message for problem in problems)
+    # A file is its owner's, who might as well have written the profile.
+    assert types_in(write(tmp_path, "p.json", json.dumps(value)), checker) == [("t.v1", None)]
+
+
+def test_what_is_no_tool_may_be_sent_with_any_setting(checker: DefinitionChecker) -> None:
+    steps = [
+        llm("a", provider_override={"env": {"A": "1"}}),
+        mapping("identity"),
+        llm("b", provider_profile_id="ghost"),
+    ]
+    assert checker.check_sent(decode_definition({"type": "t.v1", "steps": steps})) == []
 
 
 def test_an_unknown_profile_is_told_with_those_that_are_known(checker: DefinitionChecker) -> None:

@@ -21,6 +21,10 @@ async def create_job(api: Api, call: Call) -> Answer:
     engine = api.engine
     key = _idempotency_key(call)
     request: JobRequest = call.body
+    if request.pipeline is not None:
+        problems = api.ready_local.checker.check_sent(request.pipeline, path="pipeline")
+        if problems:
+            raise InvalidRequestError(problems)
     job = await engine.submit(request, idempotency=key, trace=read_trace_headers(call.headers))
     if call.query.stream:
         return await stream_answer(api, job.id, after_seq=0, accept=call.headers.get("accept", ""))

@@ -8,7 +8,7 @@ from tests.engine_setting import Json, ScriptedRegistry, llm
 from trio.testing import MockClock
 
 from pipeline_engine.decoding import decode
-from pipeline_engine.models import PipelineDef
+from pipeline_engine.models import PipelineDef, ProviderExtra, ProviderKind, ProviderProfile
 from pipeline_engine.pipelines import RegisteredPipeline
 
 DEFINITION = {"type": "p.v1", "version": "2", "steps": [llm("a", when="true"), llm("b", depends_on=["a"])]}
@@ -194,6 +194,25 @@ async def test_tools_and_servers_are_defined_in_files_only(autojump_clock: MockC
         for body in (tool, server):
             answer = await api.ask("POST", "/v1/config/providers", body)
             assert (answer.status, answer.error["code"]) == (403, "forbidden")
+
+
+async def test_no_definition_that_is_sent_changes_how_a_tool_is_started(autojump_clock: MockClock) -> None:
+    extra = ProviderExtra(command=["bash", "-c", "cat"], env={"LEVEL": "1"})
+    step = {"id": "t", "kind": "custom", "provider_profile_id": "shell"}
+    bad = {"type": "p.v1", "steps": [{**step, "provider_override": {"env": {"BASH_ENV": "/dev/stdin"}}}]}
+    good = {"type": "p.v1", "steps": [{**step, "provider_override": {"env": {"LEVEL": "2"}}}]}
+    path = "steps[0].provider_override.env.BASH_ENV"
+    target = "/v1/config/pipelines/p.v1"
+    async with open_api() as api:
+        api.setting.registry.put(ProviderProfile(id="shell", kind=ProviderKind.LOCAL_TOOL, extra=extra))
+        put = await api.ask("PUT", target, bad)
+        assert (put.status, put.error["details"]["path"]) == (400, path)
+        sent = await api.ask("POST", "/v1/jobs", {"pipeline": bad})
+        assert (sent.status, sent.error["details"]["path"]) == (400, f"pipeline.{path}")
+        told = (await api.ask("POST", "/v1/config/pipelines/validate", bad)).json
+        assert [error["path"] for error in told["errors"]] == [path]
+        assert (await api.ask("PUT", target, good)).status == 201
+        assert (await api.ask("POST", "/v1/jobs", {"pipeline": good, "dry_run": True})).status == 202
 
 
 async def test_a_profile_is_removed(autojump_clock: MockClock) -> None:
