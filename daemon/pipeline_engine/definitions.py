@@ -21,6 +21,7 @@ from pipeline_engine.models import (
     StepMode,
 )
 from pipeline_engine.pipeline import Graph, check, input_step
+from pipeline_engine.providers.addresses import normalise_base_uri
 from pipeline_engine.steps.schemas import check_schema
 from pipeline_engine.steps.transforms import check_jmespath
 from pipeline_engine.suggestions import known_names
@@ -126,6 +127,9 @@ class DefinitionChecker:
             fitting = " or ".join(_FITTING_KINDS[step.kind])
             message = f"the profile {profile.id!r} is of the kind {profile.kind}; a step of the kind {step.kind}"
             yield Problem(here, f"{message} needs one of the kind {fitting}")
+        base_uri = None if step.provider_override is None else step.provider_override.base_uri
+        if base_uri is not None and (profile is None or profile.kind is not ProviderKind.LOCAL_TOOL):
+            yield from _problem(f"{where}.provider_override.base_uri", _address_fault(base_uri))
 
     def _check_texts(
         self, step: StepDef, where: str, visible: Callable[[StepDef], Collection[str]]
@@ -137,17 +141,17 @@ class DefinitionChecker:
             expressions.append(("when", step.when, _NAMES))
         if config.expression is not None and config.map is MapOperation.FILTER:
             expressions.append(("config.expression", config.expression, _operation_names(step)))
-        command = self._command_of(step)
-        steps = visible(step) if templates or expressions or command else ()
+        of_tool = list(self._texts_of_tool(step))
+        steps = visible(step) if templates or expressions or of_tool else ()
         for key, text, names in templates:
             for message in self.templates.check_template(text, names=names, steps=steps):
                 yield Problem(f"{where}.{key}", message)
         for key, text, names in expressions:
             for message in self.templates.check_expression(text, names=names, steps=steps):
                 yield Problem(f"{where}.{key}", message)
-        for index, text in enumerate(command):
+        for key, place, text in of_tool:
             for message in self.templates.check_template(text, names=_item_names(step), steps=steps):
-                yield Problem(f"{where}.provider_profile_id", f"extra.command[{index}] of the profile: {message}")
+                yield Problem(f"{where}.{key}", f"{place}{message}")
         if config.expression is not None and config.map is MapOperation.SELECT:
             yield from _problem(f"{where}.config.expression", check_jmespath(config.expression))
         if config.by is not None:
@@ -168,10 +172,8 @@ class DefinitionChecker:
 
     def _texts_with_options(self, step: StepDef) -> Iterator[tuple[str, bool]]:
         """Every text of the step that can read options, and whether it is an expression."""
-        profile, override = self._profile_of(step), step.provider_override
-        environments = [profile.extra.env if profile else {}, override.env if override else {}]
-        templates = [text for _, text, _ in _templates_of(step)]
-        for text in (*templates, *self._command_of(step), *(text for env in environments for text in env.values())):
+        texts = [text for _, text, _ in _templates_of(step)]
+        for text in (*texts, *(text for _, _, text in self._texts_of_tool(step))):
             yield text, False
         if step.when is not None:
             yield step.when, True
@@ -181,9 +183,19 @@ class DefinitionChecker:
     def _profile_of(self, step: StepDef) -> ProviderProfile | None:
         return None if step.provider_profile_id is None else self.profiles(step.provider_profile_id)
 
-    def _command_of(self, step: StepDef) -> list[str]:
+    def _texts_of_tool(self, step: StepDef) -> Iterator[tuple[str, str, str]]:
+        """Each template that the step's tool is started with: the key that brings it, where it stands there, its text."""
         profile = self._profile_of(step)
-        return profile.extra.command if profile is not None and profile.kind is ProviderKind.LOCAL_TOOL else []
+        if profile is None or profile.kind is not ProviderKind.LOCAL_TOOL:
+            return
+        override = {} if step.provider_override is None else step.provider_override.env
+        for index, text in enumerate(profile.extra.command):
+            yield "provider_profile_id", f"extra.command[{index}] of the profile: ", text
+        for name, text in profile.extra.env.items():
+            if name not in override:
+                yield "provider_profile_id", f"extra.env.{name} of the profile: ", text
+        for name, text in override.items():
+            yield f"provider_override.env.{name}", "", text
 
 
 def _templates_of(step: StepDef) -> Iterator[tuple[str, str, frozenset[str]]]:
@@ -205,6 +217,14 @@ def _templates_of(step: StepDef) -> Iterator[tuple[str, str, frozenset[str]]]:
 def _problem(path: str, message: str | None) -> Iterator[Problem]:
     if message is not None:
         yield Problem(path, message)
+
+
+def _address_fault(base_uri: str) -> str | None:
+    try:
+        normalise_base_uri(base_uri)
+    except ValueError as exc:
+        return str(exc).removeprefix("base_uri ")
+    return None
 
 
 def _item_names(step: StepDef) -> frozenset[str]:

@@ -28,6 +28,9 @@ PROFILES = {
     "shell": ProviderProfile(
         id="shell", kind=ProviderKind.LOCAL_TOOL, extra=ProviderExtra(command=["sh", "-c", "{{ item.text }}"])
     ),
+    "spoilt": ProviderProfile(
+        id="spoilt", kind=ProviderKind.LOCAL_TOOL, extra=ProviderExtra(command=["cat"], env={"LEVEL": "{{ options."})
+    ),
 }
 
 
@@ -77,6 +80,14 @@ def problems_of(checker: DefinitionChecker, *steps: dict[str, Any], **fields: An
         [{"id": "c", "kind": "custom", "config": {"handler": "shout"}}],
         [{"id": "c", "kind": "custom", "provider_profile_id": "tool"}],
         [{"id": "m", "kind": "map", "provider_profile_id": "shell", "mode": "fanout"}],
+        [
+            {
+                "id": "m",
+                "kind": "map",
+                "provider_profile_id": "spoilt",
+                "provider_override": {"env": {"LEVEL": "{{ options.level }}"}, "base_uri": "any words"},
+            }
+        ],
         [{"id": "i", "kind": "image", "provider_profile_id": "img"}, llm("o", provider_profile_id="ol")],
         [llm("a", output_format="json_strict", config={"json_schema": {"type": "object"}})],
     ],
@@ -146,7 +157,9 @@ def test_what_is_no_tool_may_be_sent_with_any_setting(checker: DefinitionChecker
 def test_an_unknown_profile_is_told_with_those_that_are_known(checker: DefinitionChecker) -> None:
     [(path, message)] = problems_of(checker, llm("a", provider_profile_id="shel"))
     assert path == "steps[0].provider_profile_id"
-    assert message == ("there is no provider profile 'shel'; did you mean 'shell'? known: img, ol, shell, tool, up")
+    assert message == (
+        "there is no provider profile 'shel'; did you mean 'shell'? known: img, ol, shell, spoilt, tool, up"
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,6 +208,24 @@ def test_an_unknown_profile_is_told_with_those_that_are_known(checker: Definitio
         ([{"id": "i", "kind": "image", "provider_profile_id": "up"}], "steps[0].provider_profile_id", "image"),
         ([mapping("identity", provider_profile_id="up")], "steps[0].provider_profile_id", "local_tool"),
         ([{"id": "c", "kind": "custom", "provider_profile_id": "shell"}], "steps[0].provider_profile_id", "command[2]"),
+        ([{"id": "c", "kind": "custom", "provider_profile_id": "spoilt"}], "steps[0].provider_profile_id", "env.LEVEL"),
+        (
+            [
+                {
+                    "id": "c",
+                    "kind": "custom",
+                    "provider_profile_id": "spoilt",
+                    "provider_override": {"env": {"LEVEL": "{{ index }}"}},
+                }
+            ],
+            "steps[0].provider_override.env.LEVEL",
+            "index",
+        ),
+        (
+            [llm("a", provider_override={"base_uri": "ftp://x"})],
+            "steps[0].provider_override.base_uri",
+            "'ftp://x' must begin with http:// or https://",
+        ),
         ([{"id": "c", "kind": "custom", "config": {"handler": "whisper"}}], "steps[0].config.handler", "whisper"),
     ],
 )
