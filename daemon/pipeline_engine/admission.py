@@ -18,6 +18,7 @@ from pipeline_engine.models import (
     JobStatus,
     Limits,
     PipelineDef,
+    RerunRequest,
     Usage,
     now_rfc3339,
 )
@@ -109,6 +110,39 @@ class Admission:
             restarts=0,
         )
 
+    def new_rerun(
+        self,
+        parent: Job,
+        definition: PipelineDef,
+        job_input: JobInput,
+        rerun: RerunRequest,
+        *,
+        asked: JobRequest | None = None,
+    ) -> Job:
+        """A queued job that runs the parent again, as `asked` says, and where that says nothing, as the parent ran.
+
+        Raises InvalidRequestError when it would reuse what nobody was called for.
+        """
+        asked = asked or JobRequest()
+        dry_run = parent.dry_run if asked.dry_run is None else asked.dry_run
+        if parent.dry_run and not dry_run and rerun.reuse_upstream:
+            words = f"job {parent.id} was a dry run, so there is nothing to reuse; leave it out"
+            raise InvalidRequestError([Problem("reuse_upstream", words)])
+        job = self.new_job(
+            definition,
+            job_input,
+            mode=JobMode.RERUN,
+            priority=parent.priority if asked.priority is None else asked.priority,
+            labels=asked.labels or parent.labels,
+            timeout_s=asked.timeout_s or parent.timeout_s,
+            limits=_merged(asked.limits, parent.limits),
+            dry_run=dry_run,
+        )
+        job.parent_job_id = parent.id
+        job.rerun_from_step = rerun.from_step_id
+        job.reuse_upstream = rerun.reuse_upstream
+        return job
+
     def _new_id(self) -> JobId:
         """`job_` and 26 digits that sort by time: 48 bits of milliseconds, which never run back, and 80 random ones."""
         self._last_stamp = max(time.time_ns() // 1_000_000, self._last_stamp + 1)
@@ -118,7 +152,7 @@ class Admission:
 
 
 def _merged(asked: Limits | None, own: Limits | None) -> Limits | None:
-    """The limits that were asked for; where none was, the pipeline's own stand."""
+    """The limits that were asked for; where none was, those of the pipeline, or of the parent, stand."""
     if asked is None or own is None:
         return asked or own
     return Limits(

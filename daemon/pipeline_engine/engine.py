@@ -30,7 +30,6 @@ from pipeline_engine.job_runner import JobRunner, LiveJob, Stop, summary_of
 from pipeline_engine.models import (
     Job,
     JobId,
-    JobMode,
     JobRequest,
     JobStatus,
     PipelineDef,
@@ -251,11 +250,11 @@ class Engine:
                 definition,
                 request.input,
                 mode=request.mode,
-                priority=request.priority,
+                priority=request.priority or 0,
                 labels=request.labels,
                 timeout_s=request.timeout_s,
                 limits=request.limits,
-                dry_run=request.dry_run,
+                dry_run=request.dry_run or False,
             )
             inline = request.pipeline is not None
             return await self._accept(job, definition, inline=inline, idempotency=idempotency, trace=trace)
@@ -282,48 +281,26 @@ class Engine:
         rerun = RerunRequest(
             from_step_id=request.from_step_id, reuse_upstream=request.reuse_upstream, override_input=given
         )
-        definition = None
-        if request.pipeline is not None or request.pipeline_type is not None:
-            definition = self.admission.definition_of(request)
-        return await self._rerun(
-            request.parent_job_id,
-            rerun,
-            definition=definition,
-            given_inline=request.pipeline is not None,
-            idempotency=idempotency,
-            trace=trace,
-        )
+        return await self._rerun(request.parent_job_id, rerun, asked=request, idempotency=idempotency, trace=trace)
 
     async def _rerun(
         self,
         parent_id: JobId,
         request: RerunRequest,
         *,
-        definition: PipelineDef | None = None,
-        given_inline: bool = False,
+        asked: JobRequest | None = None,
         idempotency: IdempotencyKey | None,
         trace: TraceHeaders | None,
     ) -> Job:
         parent = await self._access.call(read_parent, self._store, parent_id)
-        inline = parent.record.inline if definition is None else given_inline
-        if definition is None and not inline and request.pipeline == "latest":
+        definition, inline = parent.definition, parent.record.inline
+        if asked is not None and (asked.pipeline is not None or asked.pipeline_type is not None):
+            definition, inline = self.admission.definition_of(asked), asked.pipeline is not None
+        elif not inline and request.pipeline == "latest":
             definition = self.admission.pipelines.find(parent.job.pipeline_type).definition
-        definition = definition or parent.definition
         job_input = request.override_input or parent.job_input
         self.admission.check_input(definition, job_input, path="override_input")
-        job = self.admission.new_job(
-            definition,
-            job_input,
-            mode=JobMode.RERUN,
-            priority=parent.job.priority,
-            labels=parent.job.labels,
-            timeout_s=parent.job.timeout_s,
-            limits=parent.job.limits,
-            dry_run=parent.job.dry_run,
-        )
-        job.parent_job_id = parent_id
-        job.rerun_from_step = request.from_step_id
-        job.reuse_upstream = request.reuse_upstream
+        job = self.admission.new_rerun(parent.job, definition, job_input, request, asked=asked)
         plan = await self._access.call(partial(plan_rerun, parent, definition, request, job_id=job.id))
         try:
             await self._hold_artifacts(job.id, plan.artifacts, parent_id=parent_id)

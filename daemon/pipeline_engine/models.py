@@ -360,11 +360,12 @@ class JobRequest(FrozenWire, frozen=True, kw_only=True):
     parent_job_id: JobId | None = None
     from_step_id: StepId | None = None
     reuse_upstream: bool = False
+    # From here on None, or empty, is what the request does not say: a rerun takes that over from its parent.
     timeout_s: PositiveSeconds | None = None
-    priority: Priority = 0
+    priority: Priority | None = None
     labels: Labels = {}
     limits: Limits | None = None
-    dry_run: bool = False
+    dry_run: bool | None = None
 
 
 class RerunRequest(FrozenWire, frozen=True, kw_only=True):

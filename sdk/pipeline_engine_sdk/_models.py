@@ -98,7 +98,8 @@ class PipelineDef(Model, frozen=True, kw_only=True):
 class JobRequest(Model, frozen=True, kw_only=True):
     """A job to run: a registered `pipeline_type`, or a `pipeline` of its own.
 
-    `priority` is from -100 to 100; there may be 32 labels. With `parent_job_id` the request is a rerun.
+    `priority` is from -100 to 100 (0); there may be 32 labels. With `parent_job_id` the request is a rerun: what it leaves
+    out of priority, labels, timeout, limits and `dry_run` is taken from the parent.
     """
 
     pipeline_type: str | None = None
@@ -108,10 +109,10 @@ class JobRequest(Model, frozen=True, kw_only=True):
     from_step_id: str | None = None
     reuse_upstream: bool = False
     timeout_s: float | None = None
-    priority: int = 0
+    priority: int | None = None
     labels: dict[str, str] = {}
     limits: Limits | None = None
-    dry_run: bool = False
+    dry_run: bool | None = None
 
 
 class RerunRequest(Model, frozen=True, kw_only=True):

@@ -73,9 +73,10 @@ FIELDS: dict[type, dict[str, str]] = {
         "from_step_id": "Run this step and what depends on it again. Needs `parent_job_id`.",
         "reuse_upstream": "Take over what succeeded in the parent. Needs `parent_job_id`.",
         "timeout_s": _SECONDS_OF_JOB,
-        "priority": "The higher, the sooner it leaves the queue.",
-        "labels": "To find the job by: names and values, 32 at most.",
-        "dry_run": "Render prompts and walk the steps; call no provider, tool or handler.",
+        "priority": "The higher, the sooner it leaves the queue. Default: 0; of a rerun: that of the parent.",
+        "labels": "To find the job by: names and values, 32 at most. Default of a rerun: those of the parent.",
+        "dry_run": "Render prompts and walk the steps; call no provider, tool or handler. Default: false; of a rerun: "
+        "as the parent ran.",
     },
     models.RerunRequest: {
         "from_step_id": "Run this step and what depends on it again.",

@@ -9,6 +9,7 @@ import trio
 from tests.engine_setting import Script, ScriptedRegistry, job_request, llm, names, open_setting, statuses, texts
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from pipeline_engine.decoding import decode
 from pipeline_engine.engine import EngineLimits
 from pipeline_engine.errors import (
     ConflictError,
@@ -22,7 +23,18 @@ from pipeline_engine.errors import (
     UnknownPipelineError,
 )
 from pipeline_engine.idempotency import IdempotencyKey
-from pipeline_engine.models import JobId, JobInput, JobMode, JobRequest, JobStatus, RerunRequest, Source, StepId
+from pipeline_engine.models import (
+    Job,
+    JobId,
+    JobInput,
+    JobMode,
+    JobRequest,
+    JobStatus,
+    Limits,
+    RerunRequest,
+    Source,
+    StepId,
+)
 from pipeline_engine.pipelines import RegisteredPipeline
 from pipeline_engine.store.base import JobFilter
 from pipeline_engine.store.memory import MemoryStore
@@ -264,6 +276,49 @@ async def test_a_rerun_reuses_all_that_is_not_downstream(autojump_clock: MockClo
         await setting.engine.delete(parent.id)
         again = await setting.engine.rerun(job.id, RerunRequest(from_step_id=StepId("c"), reuse_upstream=True))
         assert texts(await setting.engine.wait(again.id)) == texts(job)
+
+
+async def test_a_rerun_by_a_request_takes_over_what_the_request_does_not_say(autojump_clock: MockClock) -> None:
+    settings = {
+        "labels": {"k": "v"},
+        "priority": 7,
+        "timeout_s": 60,
+        "limits": {"max_provider_calls": 50, "max_total_tokens": 900},
+    }
+    async with open_setting(registry=rerun_registry()) as setting:
+        parent = await setting.run(STEPS, ["1"], **settings)
+
+        async def rerun(**request: Any) -> Job:
+            return await setting.engine.submit(decode({"parent_job_id": parent.id, **request}, JobRequest))
+
+        same = await rerun()
+        assert (same.labels, same.priority, same.timeout_s, same.dry_run) == ({"k": "v"}, 7, 60, False)
+        assert same.limits == Limits(max_provider_calls=50, max_total_tokens=900)
+        other = await rerun(
+            labels={"k": "w"}, priority=0, timeout_s=5, limits={"max_total_tokens": 10}, dry_run=True, mode="sync"
+        )
+        assert (other.labels, other.priority, other.timeout_s, other.dry_run) == ({"k": "w"}, 0, 5, True)
+        assert other.limits == Limits(max_provider_calls=50, max_total_tokens=10)
+
+
+async def test_a_dry_run_is_run_again_in_earnest_but_not_reused(autojump_clock: MockClock) -> None:
+    registry = rerun_registry()
+    async with open_setting(registry=registry) as setting:
+        parent = await setting.run(STEPS, ["1"], dry_run=True)
+        request = {"parent_job_id": parent.id, "dry_run": False}
+        job = await setting.engine.submit(decode(request, JobRequest))
+        assert texts(await setting.engine.wait(job.id)) == ["A", "b:A:1", "c:b:A:1", "A"]
+        with pytest.raises(InvalidRequestError, match=r"reuse_upstream: .* was a dry run"):
+            await setting.engine.submit(decode({**request, "reuse_upstream": True}, JobRequest))
+        again = await setting.engine.rerun(parent.id, RerunRequest(reuse_upstream=True))
+        assert again.dry_run
+
+
+@pytest.mark.parametrize("request_", [{"from_step_id": "a"}, {"reuse_upstream": True}])
+async def test_what_only_a_rerun_has_needs_a_parent(autojump_clock: MockClock, request_: dict[str, Any]) -> None:
+    async with open_setting() as setting:
+        with pytest.raises(InvalidRequestError, match=f"^{next(iter(request_))}: .*needs parent_job_id"):
+            await setting.submit([llm("a")], **request_)
 
 
 async def test_a_rerun_with_other_input_and_without_reuse(autojump_clock: MockClock) -> None:
