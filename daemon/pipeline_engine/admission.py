@@ -54,6 +54,8 @@ class Admission:
         """Raises InvalidRequestError when a request without a parent says how to rerun one."""
         given = {"from_step_id": request.from_step_id is not None, "reuse_upstream": request.reuse_upstream}
         problems = [Problem(name, "needs parent_job_id") for name, is_given in given.items() if is_given]
+        if request.mode is JobMode.RERUN:
+            problems.append(Problem("mode", "rerun needs parent_job_id, the job that is to run again"))
         if problems:
             raise InvalidRequestError(problems)
 

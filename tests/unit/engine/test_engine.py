@@ -314,7 +314,7 @@ async def test_a_dry_run_is_run_again_in_earnest_but_not_reused(autojump_clock: 
         assert again.dry_run
 
 
-@pytest.mark.parametrize("request_", [{"from_step_id": "a"}, {"reuse_upstream": True}])
+@pytest.mark.parametrize("request_", [{"mode": "rerun"}, {"from_step_id": "a"}, {"reuse_upstream": True}])
 async def test_what_only_a_rerun_has_needs_a_parent(autojump_clock: MockClock, request_: dict[str, Any]) -> None:
     async with open_setting() as setting:
         with pytest.raises(InvalidRequestError, match=f"^{next(iter(request_))}: .*needs parent_job_id"):
