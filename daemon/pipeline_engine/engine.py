@@ -235,7 +235,7 @@ class Engine:
         """Accept a job: it is stored when this returns. The same idempotency key and body give the same job.
 
         `trace` is the trace context that its span is a child of.
-        Raises InvalidRequestError, UnknownPipelineError, ConflictError, QueueFullError, UnavailableError,
+        Raises InvalidRequestError, UnknownPipelineError, ConflictError, GoneError, QueueFullError, UnavailableError,
         StoreFullError.
         """
         async with self._keys.hold(idempotency) as earlier:

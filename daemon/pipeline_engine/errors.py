@@ -107,7 +107,7 @@ class ForbiddenError(PipelineEngineError):
 
 
 class GoneError(PipelineEngineError):
-    """The events that were asked for have been pruned."""
+    """What was asked for was here once: events that have been pruned, or the job of a key, which has been deleted."""
 
     code = "gone"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import trio
 
-from pipeline_engine.errors import ConflictError
+from pipeline_engine.errors import ConflictError, GoneError
 from pipeline_engine.models import JobId
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.base import IdempotencyRecord
@@ -38,7 +38,7 @@ class IdempotencyKeys:
     async def hold(self, key: IdempotencyKey | None) -> AsyncIterator[JobId | None]:
         """Gives the job that the key was used for, if there is one; others with the key wait until the block ends.
 
-        Raises ConflictError when the key was used with another body.
+        Raises ConflictError when the key was used with another body, and GoneError when its job has been deleted.
         """
         if key is None:
             yield None
@@ -59,4 +59,7 @@ class IdempotencyKeys:
         body_hash, job_id = found
         if body_hash != hashlib.sha256(key.body).digest():
             raise ConflictError(f"the Idempotency-Key {key.key!r} was used with another body")
+        if await self._access.call(self._access.store.head, job_id) is None:
+            words = f"was used for job {job_id}, which has been deleted; for a new job take another key"
+            raise GoneError(f"the Idempotency-Key {key.key!r} {words}", details={"job_id": job_id})
         return job_id

@@ -37,7 +37,7 @@ class RetentionRules:
 
 
 class Retention:
-    """Keeps the store within the rules; `run` sleeps until a job ends or becomes due."""
+    """Keeps the store within the rules; `run` sleeps until a job ends, or something becomes due."""
 
     def __init__(
         self,
@@ -127,13 +127,15 @@ class Retention:
         return len(jobs)
 
     async def _until_due(self) -> float:
-        """Seconds until the next job, or its chunks, are due; infinite when none is."""
-        due: list[float] = []
+        """Seconds until the next job, or its chunks, or an idempotency key is due."""
+        # A key that is used from now on is not due before; until then nobody need tell us of it.
+        due = [self._clock.now() + KEY_AGE_S]
+        oldest = await self._access.call(self._access.store.oldest_idempotency)
+        if oldest is not None:
+            due.append(oldest + KEY_AGE_S)
         for age, with_chunks in ((self._rules.max_age, False), (self._rules.chunk_age, True)):
             for job in await self._oldest(1, with_chunks=with_chunks):
                 due.append(seconds_of(job.finished_at) + age.total_seconds())
-        if not due:
-            return float("inf")
         return max(PAUSE, min(due) - self._clock.now())
 
     async def _remove_artifacts(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.engine_setting import Setting, job_request, llm, names, open_setting
+from tests.engine_setting import Script, ScriptedRegistry, Setting, job_request, llm, names, open_setting
 from trio.testing import MockClock
 
 from pipeline_engine.errors import GoneError, NotFoundError, StoreError, StoreFullError
@@ -169,6 +169,32 @@ async def test_a_wall_clock_that_leaps_forward_ages_nothing(
         real.seconds += 23 * DAY_S
         await keeper.prune()
         assert left(setting, [job.id, later.id, anew.id]) == [False, False, True]
+
+
+async def test_keys_are_kept_for_a_day_whatever_becomes_of_their_jobs(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    clock = AgeClock(read=trio.current_time)
+    registry = ScriptedRegistry({"slow": [Script(first=10 * DAY_S)]})
+    async with open_setting(clock=clock, registry=registry) as setting, trio.open_nursery() as nursery:
+        nursery.start_soon(retention(setting, tmp_path, clock=clock, max_jobs=0).run)
+        hour = 3600
+        await trio.sleep(hour)  # nothing is due when retention looks for the first time
+        pruned = await setting.engine.submit(job_request([llm("a")]), idempotency=IdempotencyKey("pruned", b"body"))
+        await trio.sleep(hour)
+        assert left(setting, [pruned.id]) == [False]
+        with pytest.raises(GoneError, match=pruned.id):
+            await setting.engine.submit(job_request([llm("a")]), idempotency=IdempotencyKey("pruned", b"body"))
+        # From here on no job ends.
+        await setting.engine.submit(job_request([llm("a", "slow")]), idempotency=IdempotencyKey("running", b"body"))
+        await trio.sleep(23 * hour - 5)
+        assert setting.store.find_idempotency("pruned") is not None
+        await trio.sleep(10)
+        assert setting.store.find_idempotency("pruned") is None
+        assert setting.store.find_idempotency("running") is not None
+        await trio.sleep(hour)
+        assert setting.store.find_idempotency("running") is None
+        nursery.cancel_scope.cancel()
 
 
 async def test_artifacts_go_with_the_last_job_that_has_them(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def _read_cursor(cursor: str | None) -> int | None:
 
 
 _KEY_HEADER = {"Idempotency-Key": "With the same key and body, the answer is the same job, for 24 hours."}
-_NEW_WORK = ("conflict", "unavailable", "store_full", "too_many_requests")
+_NEW_WORK = ("conflict", "gone", "unavailable", "store_full", "too_many_requests")
 
 ROUTES = (
     Route(

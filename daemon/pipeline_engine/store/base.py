@@ -80,7 +80,7 @@ class JobChange(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class DeleteJobs:
-    """Finished jobs are removed with all that belongs to them."""
+    """Finished jobs are removed with all that belongs to them, but for their idempotency keys, which outlive them."""
 
     job_ids: Sequence[JobId]
 
@@ -240,7 +240,13 @@ class Store(Protocol):
         """The checkpoints of a job, by step as defined and by shard."""
         ...
 
-    def find_idempotency(self, key: str) -> tuple[bytes, JobId] | None: ...
+    def find_idempotency(self, key: str) -> tuple[bytes, JobId] | None:
+        """The hash of the body that the key was used for, and the job, which may be deleted by now."""
+        ...
+
+    def oldest_idempotency(self) -> float | None:
+        """When the key was used that was used first (seconds since the epoch)."""
+        ...
 
     def definitions(self) -> dict[str, bytes]: ...
 

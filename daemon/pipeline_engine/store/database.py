@@ -13,8 +13,13 @@ import apsw
 
 from pipeline_engine.errors import StoreError, StoreFullError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT = 5000  # milliseconds: another process (a backup, a shell) may hold the write lock for a while
+
+#: What makes the next version of each earlier one.
+_MIGRATIONS = {
+    1: "CREATE INDEX idempotency_by_use ON idempotency (used_at)",
+}
 
 _UNUSABLE = (
     apsw.IOError,
@@ -53,6 +58,11 @@ def migrate(connection: apsw.Connection) -> None:
         with connection:
             connection.execute(schema)
             connection.pragma("user_version", SCHEMA_VERSION)
+        return
+    for earlier in range(version, SCHEMA_VERSION):
+        with connection:
+            connection.execute(_MIGRATIONS[earlier])
+            connection.pragma("user_version", earlier + 1)
 
 
 def keep_wal(connection: apsw.Connection) -> None:

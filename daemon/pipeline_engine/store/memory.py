@@ -78,7 +78,6 @@ class MemoryStore:
             case DeleteJobs(job_ids):
                 for job_id in job_ids:
                     self._jobs.pop(job_id, None)
-                    self._idempotency = {k: v for k, v in self._idempotency.items() if v[1] != job_id}
             case PruneChunks(job_id):
                 job = self._jobs[job_id]
                 job.has_chunks = False
@@ -191,6 +190,10 @@ class MemoryStore:
         with self._lock:
             found = self._idempotency.get(key)
             return None if found is None else (found[0].body_hash, found[1])
+
+    def oldest_idempotency(self) -> float | None:
+        with self._lock:
+            return min((record.used_at for record, _ in self._idempotency.values()), default=None)
 
     def definitions(self) -> dict[str, bytes]:
         with self._lock:

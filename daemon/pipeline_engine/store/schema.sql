@@ -65,6 +65,7 @@ CREATE TABLE idempotency (
     job_id    TEXT NOT NULL,
     used_at   REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX idempotency_by_use ON idempotency (used_at);
 
 CREATE TABLE definitions (
     pipeline_type TEXT PRIMARY KEY,

@@ -237,7 +237,6 @@ class SqliteStore:
         self._writer.execute("DELETE FROM events WHERE id >= ? AND id < ?", (low, high))
         for table in ("executions", "checkpoints", "artifacts", "labels"):
             self._writer.execute(f"DELETE FROM {table} WHERE job = ?", (number,))
-        self._writer.execute("DELETE FROM idempotency WHERE job_id = ?", (job_id,))
         self._writer.execute("DELETE FROM jobs WHERE number = ?", (number,))
 
     def _prune_chunks(self, job_id: JobId) -> None:
@@ -370,6 +369,10 @@ class SqliteStore:
     def find_idempotency(self, key: str) -> tuple[bytes, JobId] | None:
         rows = self._read("SELECT body_hash, job_id FROM idempotency WHERE key = ?", (key,))
         return (rows[0][0], JobId(rows[0][1])) if rows else None
+
+    def oldest_idempotency(self) -> float | None:
+        oldest: float | None = self._read("SELECT min(used_at) FROM idempotency")[0][0]
+        return oldest
 
     def definitions(self) -> dict[str, bytes]:
         return dict(self._read("SELECT pipeline_type, definition FROM definitions ORDER BY pipeline_type"))

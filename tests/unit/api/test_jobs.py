@@ -175,6 +175,21 @@ async def test_an_idempotency_key_stands_for_one_job(autojump_clock: MockClock) 
             assert (await api.ask("POST", "/v1/jobs", body, headers={"Idempotency-Key": bad})).status == 400
 
 
+@pytest.mark.parametrize("form", ["", "?stream=true"])
+async def test_the_key_of_a_deleted_job_starts_no_other(autojump_clock: MockClock, form: str) -> None:
+    async with open_api() as api:
+        body, key = body_of([llm("a")], ["x"], mode="sync"), {"Idempotency-Key": "k"}
+        first = (await api.ask("POST", "/v1/jobs", body, headers=key)).json["job"]["id"]
+        assert (await api.ask("DELETE", f"/v1/jobs/{first}")).status == 204
+        again = await api.ask("POST", f"/v1/jobs{form}", body, headers=key)
+        assert (again.status, again.error["code"]) == (410, "gone")
+        assert again.error["message"] == (
+            f"the Idempotency-Key 'k' was used for job {first}, which has been deleted; for a new job take another key"
+        )
+        assert again.error["details"] == {"job_id": first}
+        assert (await api.ask("GET", "/v1/jobs")).json["jobs"] == []
+
+
 async def test_a_key_for_a_rerun_stands_for_that_parent(autojump_clock: MockClock) -> None:
     async with open_api() as api:
         parents = [(await api.run([llm("a")]))["id"] for _ in range(2)]

@@ -157,14 +157,14 @@ def test_lists_filter_and_page(store: Store) -> None:
     assert names(before=page[-1].number, limit=2) == ["j2", "j1"]
 
 
-def test_deleting_a_job_leaves_nothing_of_it(store: Store) -> None:
+def test_deleting_a_job_leaves_nothing_of_it_but_its_key(store: Store) -> None:
     key = IdempotencyRecord(key="k", body_hash=b"h", used_at=1.0)
     change = JobChange(job_id=JobId("a"), idempotency=key, artifacts=["s1"])
     store.write([new_job("a", labels={"x": "y"}), new_job("b"), change, events("a", 2, 9), events("b", 2, 2)])
     store.write([finish("a", 10), DeleteJobs([JobId("a")])])
     assert store.head(JobId("a")) is None
     assert seqs(store, "a") == []
-    assert store.find_idempotency("k") is None
+    assert store.find_idempotency("k") == (b"h", "a")
     assert store.artifacts_in_use() == set()
     assert seqs(store, "b") == [1, 2]
     assert store.list_jobs(JobFilter(labels={"x": "y"})) == []
@@ -200,6 +200,16 @@ def test_idempotency_keys_are_found_until_they_are_forgotten(store: Store) -> No
     assert store.find_idempotency("k") is not None
     store.write([ForgetIdempotencyKeys(101.0)])
     assert store.find_idempotency("k") is None
+
+
+def test_the_oldest_idempotency_key_is_known_by_its_time(store: Store) -> None:
+    assert store.oldest_idempotency() is None
+    for name, used_at in (("a", 200.0), ("b", 100.0), ("c", 300.0)):
+        key = IdempotencyRecord(key=name, body_hash=b"h", used_at=used_at)
+        store.write([new_job(name), JobChange(job_id=JobId(name), idempotency=key)])
+    assert store.oldest_idempotency() == 100.0
+    store.write([ForgetIdempotencyKeys(150.0)])
+    assert store.oldest_idempotency() == 200.0
 
 
 def test_definitions_and_profiles_are_kept(store: Store) -> None:
