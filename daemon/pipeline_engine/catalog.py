@@ -128,6 +128,8 @@ class Catalog:
         if profile.kind is ProviderKind.LOCAL_TOOL or profile.extra.server is not None:
             what = "local_tool profiles" if profile.kind is ProviderKind.LOCAL_TOOL else "extra.server"
             raise ForbiddenError(f"{what} can be defined in configuration files only")
+        if "/" in profile.id:
+            raise InvalidRequestError([Problem("id", "must not hold a /: it stands in the address of the profile")])
         self._check_changeable(profile.id)
         profile = msgspec.structs.replace(profile, base_uri=_checked_uri(profile.base_uri))
         known = self._put_profiles.get(profile.id)

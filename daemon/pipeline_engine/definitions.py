@@ -94,11 +94,12 @@ class DefinitionChecker:
         Tools are defined in files: a variable (BASH_ENV, LD_PRELOAD, PATH) or a directory can make another program of one.
         """
         prefix = f"{path}." if path else ""
-        return [
-            problem
-            for index, step in enumerate(definition.steps)
-            for problem in self._check_tool_use(step, f"{prefix}steps[{index}].provider_override")
-        ]
+        problems = []
+        if "/" in definition.type:
+            problems.append(Problem(f"{prefix}type", "must not hold a /: it stands in the addresses of the pipeline"))
+        for index, step in enumerate(definition.steps):
+            problems += self._check_tool_use(step, f"{prefix}steps[{index}].provider_override")
+        return problems
 
     def _check_tool_use(self, step: StepDef, where: str) -> Iterator[Problem]:
         profile, override = self._profile_of(step), step.provider_override

@@ -215,6 +215,18 @@ async def test_no_definition_that_is_sent_changes_how_a_tool_is_started(autojump
         assert (await api.ask("POST", "/v1/jobs", {"pipeline": good, "dry_run": True})).status == 202
 
 
+async def test_what_no_address_could_name_is_refused(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        profile = await api.ask("POST", "/v1/config/providers", {**PROFILE, "id": "a/b"})
+        assert (profile.status, profile.error["details"]["path"]) == (400, "id")
+        assert "must not hold a /" in profile.error["message"]
+        definition = {**DEFINITION, "type": "a/b"}
+        told = (await api.ask("POST", "/v1/config/pipelines/validate", definition)).json
+        assert [error["path"] for error in told["errors"]] == ["type"]
+        job = await api.ask("POST", "/v1/jobs", {"pipeline": definition})
+        assert (job.status, job.error["details"]["path"]) == (400, "pipeline.type")
+
+
 async def test_a_profile_is_removed(autojump_clock: MockClock) -> None:
     async with open_api() as api:
         await api.ask("POST", "/v1/config/providers", PROFILE)
