@@ -41,13 +41,16 @@ class Answer:
                 self.chunks.append(part.content)
 
 
-def make_call(*command: str, stdin: str = "", env: Mapping[str, str] | None = None, **target: Any) -> ProviderCall:
+def make_call(
+    *command: str, stdin: str = "", env: Mapping[str, str] | None = None, binary: bool = False, **target: Any
+) -> ProviderCall:
     return ProviderCall(
         target=Target(profile_id="t", kind=ProviderKind.LOCAL_TOOL, base_uri="", model="", **target),
         operation=Operation.TOOL,
         command=command,
         env=env or {},
         stdin=stdin,
+        binary=binary,
     )
 
 

@@ -12,6 +12,7 @@ import regex
 from pipeline_engine.errors import Problem
 from pipeline_engine.models import (
     MapOperation,
+    OutputFormat,
     OutputType,
     PipelineDef,
     ReduceOperation,
@@ -154,6 +155,8 @@ def _check_step(step: StepDef, where: str) -> Iterator[Problem]:
         yield from _check_operation(step, where)
     if step.output_type is OutputType.EMBEDDING and step.kind is not StepKind.LLM:
         yield Problem(f"{where}.output_type", "embedding needs a step of the kind llm")
+    if step.output_type is OutputType.BINARY and step.output_format is not OutputFormat.TEXT:
+        yield Problem(f"{where}.output_format", "bytes are not parsed: leave it out, or set another output_type")
     yield from _check_few_shot(step, where)
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+import pytest
 from tests.drawing_setting import DrawingRegistry
-from tests.engine_setting import Json, Setting, llm, names, open_setting, texts
+from tests.engine_setting import Json, Script, ScriptedRegistry, Setting, llm, names, open_setting, texts
 
-from pipeline_engine.models import JobStatus, RerunRequest, StepId
+from pipeline_engine.models import JobStatus, ProviderExtra, ProviderKind, ProviderProfile, RerunRequest, StepId
 from pipeline_engine.providers.base import Operation
+from pipeline_engine.providers.local_tool import LocalToolProvider
+from pipeline_engine.providers.registry import open_registry
+from pipeline_engine.steps.handlers import Handlers
 from pipeline_engine.store.base import DeleteJobs
 from pipeline_engine.store.sqlite import open_sqlite_store
 
@@ -24,6 +29,12 @@ async def on_disk(tmp_path: Path) -> AsyncIterator[Setting]:
     async with open_setting(store=store, artifacts=tmp_path / "artifacts") as setting:
         yield setting
     store.close()
+
+
+def tool(profile_id: str, script: str) -> ProviderProfile:
+    """A profile that runs a script of the shell."""
+    extra = ProviderExtra(command=["sh", "-c", script])
+    return ProviderProfile(id=profile_id, kind=ProviderKind.LOCAL_TOOL, extra=extra)
 
 
 def identity(step_id: str, **step: object) -> Json:
@@ -123,4 +134,50 @@ async def test_the_pictures_of_one_step_are_seen_by_the_next(tmp_path: Path) -> 
         assert again.error is not None
         assert again.error.code == "missing_dependency"
         assert artifact["sha256"] in again.error.message
+    store.close()
+
+
+@pytest.mark.parametrize("output_type", ["binary", "image"])
+async def test_the_bytes_of_a_tool_become_an_artifact_and_never_a_text(tmp_path: Path, output_type: str) -> None:
+    tools = [tool("raw", r"printf '\377\0\1PNG'"), tool("png", r"printf '\211PNG\r\n\032\nrest'")]
+    made = {"kind": "custom", "output_type": output_type, "export": True}
+    steps = [{"id": name, "provider_profile_id": name, **made} for name in ("raw", "png")]
+    store = open_sqlite_store(tmp_path / "engine.db")
+    async with (
+        open_registry(tools, local_tool=LocalToolProvider(environment=os.environ)) as registry,
+        open_setting(store=store, registry=registry, artifacts=tmp_path / "artifacts") as setting,
+    ):
+        job = await setting.run(steps)
+        assert job.status is JobStatus.SUCCEEDED, job.error
+        assert job.result is not None
+        assert texts(job) == ["", ""]
+        artifacts = [item.data["artifact"] for item in job.result.items]
+        assert [artifact["mime_type"] for artifact in artifacts] == ["application/octet-stream", "image/png"]
+        assert [artifact["bytes"] for artifact in artifacts] == [6, 12]
+        kept = [tmp_path / "artifacts" / one["sha256"][:2] / one["sha256"] for one in artifacts]
+        assert [file.read_bytes() for file in kept] == [b"\xff\x00\x01PNG", PICTURE + b"rest"]
+        assert "provider_chunk" not in names(setting.stored_events(job.id))
+        assert store.artifact_owned(job.id, artifacts[0]["id"])
+    store.close()
+
+
+async def test_a_text_of_a_binary_step_is_an_artifact_too(tmp_path: Path) -> None:
+    steps = [
+        llm("model", "echo", output_type="binary"),
+        identity("map", output_type="binary", export=True),
+        {"id": "hand", "kind": "custom", "config": {"handler": "loud"}, "output_type": "binary", "export": True},
+    ]
+    handlers = Handlers()
+    handlers.add("loud", lambda item: item.text.upper())
+    registry = ScriptedRegistry({"echo": [Script(echo=True)]})
+    store = open_sqlite_store(tmp_path / "engine.db")
+    async with open_setting(
+        store=store, registry=registry, handlers=handlers, artifacts=tmp_path / "artifacts"
+    ) as setting:
+        job = await setting.run(steps, ["é"])
+        assert job.status is JobStatus.SUCCEEDED, job.error
+        assert job.result is not None
+        assert texts(job) == ["é", "é", "É"]
+        kept = [item.data["artifact"]["sha256"] for item in job.result.items]
+        assert [(tmp_path / "artifacts" / name[:2] / name).read_text("utf-8") for name in kept] == ["é", "é", "É"]
     store.close()

@@ -105,6 +105,7 @@ def test_a_chain_of_thousands_needs_no_deep_stack() -> None:
         ({"kind": "reduce", "config": {"reduce": "count_by"}}, "config.by: is required for reduce: count_by"),
         ({"kind": "custom", "config": {}}, "config.handler: a custom step needs a handler"),
         ({"output_type": "embedding"}, "output_type: embedding needs a step of the kind llm"),
+        ({"output_type": "binary", "output_format": "json_loose"}, "output_format: bytes are not parsed"),
         ({"prompt": {"meta": {"messages": "x"}}}, "prompt.meta.messages: expected a list"),
         ({"prompt": {"meta": {"messages": [{"role": "user"}]}}}, "prompt.meta.messages[0]: expected {role"),
     ],

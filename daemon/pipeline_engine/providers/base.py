@@ -67,7 +67,7 @@ class ProviderCall(msgspec.Struct, frozen=True, kw_only=True):
     """One request to a provider. Which fields matter depends on the operation:
 
     CHAT: messages, max_tokens, json_schema; EMBED: inputs; IMAGE: messages (the last one's content is the prompt);
-    TOOL: stdin, command and env, rendered.
+    TOOL: stdin, command and env, rendered; `binary`: the output is wanted as bytes, and no chunks of text.
     """
 
     target: Target
@@ -80,6 +80,7 @@ class ProviderCall(msgspec.Struct, frozen=True, kw_only=True):
     stdin: str = ""
     command: Sequence[str] = ()
     env: Mapping[str, str] = msgspec.field(default_factory=dict)
+    binary: bool = False
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
@@ -93,7 +94,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """How an answer ended; always the last thing that a stream yields.
 
     `tool_calls` are `{id, name, arguments}`; `warnings` `{code, message, …}`; `embeddings` one vector for each input,
-    in their order; `images` the bytes of each image.
+    in their order; `images` the bytes of each image; `output` those of a tool that was asked for bytes.
     """
 
     finish_reason: str | None = None
@@ -103,6 +104,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     warnings: Sequence[dict[str, Any]] = ()
     embeddings: Sequence[list[float]] = ()
     images: Sequence[bytes] = ()
+    output: bytes = b""
 
 
 class Provider(Protocol):

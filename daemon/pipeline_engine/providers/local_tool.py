@@ -21,7 +21,7 @@ from pipeline_engine.providers.base import Chunk, Completion, ProviderCall, Targ
 from pipeline_engine.providers.confinement import Confinement, landlock_version
 from pipeline_engine.providers.leftovers import Leftovers
 from pipeline_engine.providers.process import ChildProcess, StartError, base_environment, describe_exit, open_child
-from pipeline_engine.providers.tool_output import Tail, ToolOutput
+from pipeline_engine.providers.tool_output import BinaryOutput, Tail, ToolOutput
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class LocalToolProvider:
                     confinement=self._confinement(target, cwd),
                     leftovers=self._leftovers,
                 ) as child,
-                aclosing(_answer(child, target, stderr, deadline)) as answer,
+                aclosing(_answer(child, call, stderr, deadline)) as answer,
             ):
                 yield answer
         except StartError as exc:
@@ -188,9 +188,10 @@ async def read_pieces(
 
 
 async def _answer(
-    child: ChildProcess, target: Target, stderr: Tail, deadline: float
+    child: ChildProcess, call: ProviderCall, stderr: Tail, deadline: float
 ) -> AsyncGenerator[list[Chunk | Completion], None]:
-    output = ToolOutput(target.max_output_bytes)
+    target = call.target
+    output = (BinaryOutput if call.binary else ToolOutput)(target.max_output_bytes)
     async with aclosing(read_pieces(child.read, output, deadline)) as due:
         async for pieces in due:
             yield [Chunk(piece) for piece in pieces]
@@ -200,7 +201,8 @@ async def _answer(
     last: list[Chunk | Completion] = [Chunk(piece) for piece in output.finish()]
     warnings = [*output.warnings(), *_stderr_warnings(stderr)]
     if exit_code == 0:
-        yield [*last, Completion(finish_reason="stop", warnings=warnings)]
+        content = output.content if isinstance(output, BinaryOutput) else b""
+        yield [*last, Completion(finish_reason="stop", warnings=warnings, output=content)]
         return
     if last:
         yield last

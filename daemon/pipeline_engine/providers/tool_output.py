@@ -1,4 +1,4 @@
-"""The text of a tool's output, cut into pieces of whole lines, and into head and tail where there is too much of it."""
+"""A tool's output: as text in pieces of whole lines, or as bytes; head and tail where there is too much of it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ class Tail:
         return self.total > self.limit
 
     @property
+    def raw(self) -> bytes:
+        """What is kept."""
+        return bytes(self._kept[-self.limit :])
+
+    @property
     def content(self) -> bytes:
         """What is kept; if that is not all, it begins with a whole UTF-8 character."""
-        kept = bytes(self._kept[-self.limit :])
+        kept = self.raw
         if not self.is_cut:
             return kept
         start = 0
@@ -113,6 +118,29 @@ class ToolOutput:
         data = bytes(self._unsent[:size])
         del self._unsent[:size]
         return self._decoder.decode(data)
+
+
+class BinaryOutput(ToolOutput):
+    """Keeps the bytes of an output as they are, within the same bounds: there are no pieces of text, and no marker."""
+
+    @property
+    def has_unsent(self) -> bool:
+        return False
+
+    @property
+    def content(self) -> bytes:
+        """The head and the tail, which are all there is unless a warning says otherwise."""
+        return bytes(self._unsent) + self._tail.raw
+
+    def full_pieces(self) -> list[str]:
+        return []
+
+    def flush(self) -> list[str]:
+        return []
+
+    def finish(self) -> list[str]:
+        self._left_out = self._total - len(self.content)
+        return []
 
 
 def _without_empty(pieces: list[str]) -> list[str]:

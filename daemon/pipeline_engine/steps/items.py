@@ -30,6 +30,8 @@ from pipeline_engine.steps.structured import parse_loose, parse_strict
 from pipeline_engine.steps.transforms import MapOutput, apply_map, apply_reduce
 
 MAX_RAW_CHARS = 2_000
+#: What a tool answers in a step with one of these output types is bytes and no text.
+BYTES_OF_TOOLS = frozenset({OutputType.BINARY, OutputType.IMAGE})
 TABLE_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "object"}}
 
 
@@ -59,7 +61,7 @@ class ItemMaker:
         if step.kind is StepKind.CUSTOM:
             return [await self._handle(shard)]
         output = await self._transform(shard)
-        return [None if output is None else self._item(shard, self._formatted(_output_data(output)))]
+        return [None if output is None else await self._text_item(shard, self._formatted(_output_data(output)))]
 
     # each way to make an item
 
@@ -71,7 +73,8 @@ class ItemMaker:
     async def _ask(self, target: Target, shard: Shard) -> ResultItem:
         rendered = await self._render(shard)
         if target.kind is ProviderKind.LOCAL_TOOL:
-            call = await render_tool(self._context, target, rendered, self._scope_of(shard))
+            binary = self._step.output_type in BYTES_OF_TOOLS
+            call = await render_tool(self._context, target, rendered, self._scope_of(shard), binary=binary)
         else:
             images = await images_of(self._context, shard) if takes_images(self._step) else ()
             call = chat_call(self._context, self._step, target, rendered, images=images)
@@ -80,13 +83,15 @@ class ItemMaker:
         if call.operation is Operation.IMAGE:
             return await self._image_item(shard, rendered, target, answer)
         data = self._answer_data(rendered, target, answer)
+        if call.binary:
+            return self._item(shard, data | {"artifact": await self._keep(answer.completion.output)})
         if self._step.output_format is OutputFormat.JSON_LOOSE:
             found, value = parse_loose(answer.text)
             data["json"] = value if found else None
         elif self._step.output_format is OutputFormat.JSON_STRICT:
             answer, value = await self._insist_on_json(calls, call, answer)
             data = self._answer_data(rendered, target, answer) | {"json": value}
-        return self._item(shard, data)
+        return await self._text_item(shard, data)
 
     async def _insist_on_json(self, calls: ItemCalls, call: ProviderCall, answer: Answer) -> tuple[Answer, Any]:
         """The answer that parses and fits the schema; the model is asked again as often as the step allows."""
@@ -160,6 +165,12 @@ class ItemMaker:
             data["artifacts"] = artifacts
         return self._item(shard, data)
 
+    async def _text_item(self, shard: Shard, data: dict[str, Any]) -> ResultItem:
+        """The item of what answers with a text; in a binary step the bytes of that text are its artifact."""
+        if self._step.output_type is OutputType.BINARY:
+            data = data | {"artifact": await self._keep(data["text"].encode("utf-8", "replace"))}
+        return self._item(shard, data)
+
     async def _keep(self, data: bytes) -> dict[str, Any]:
         job_id = self._context.job.id
         sha256 = await keep_artifact(self._context.services, data, job_id=job_id)
@@ -192,7 +203,7 @@ class ItemMaker:
         # A lone surrogate can neither be stored nor sent.
         text = text.encode("utf-8", "replace").decode()
         data = {"text": text} if isinstance(result, str) else {"text": text, "json": loads_strict(text)}
-        return self._item(shard, self._formatted(data))
+        return await self._text_item(shard, self._formatted(data))
 
     async def _transform(self, shard: Shard) -> MapOutput | None:
         step, renderer, workers = self._step, self._context.services.renderer, self._context.services.workers

@@ -55,7 +55,7 @@ async def render_prompts(
 
 
 async def render_tool(
-    context: JobContext, target: Target, rendered: Rendered, scope: Mapping[str, Any]
+    context: JobContext, target: Target, rendered: Rendered, scope: Mapping[str, Any], *, binary: bool
 ) -> ProviderCall:
     """The call of a local tool: each argument and each value of its environment is a template."""
     renderer = context.services.renderer
@@ -63,7 +63,9 @@ async def render_tool(
         await _render(renderer, f"command[{index}]", argument, scope) for index, argument in enumerate(target.command)
     ]
     env = {name: await _render(renderer, f"env.{name}", value, scope) for name, value in target.env.items()}
-    return ProviderCall(target=target, operation=Operation.TOOL, stdin=rendered.user, command=command, env=env)
+    return ProviderCall(
+        target=target, operation=Operation.TOOL, stdin=rendered.user, command=command, env=env, binary=binary
+    )
 
 
 def chat_call(

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from pipeline_engine.providers.tool_output import MAX_TAIL_BYTES, PIECE_BYTES, Tail, ToolOutput
+from pipeline_engine.providers.tool_output import MAX_TAIL_BYTES, PIECE_BYTES, BinaryOutput, Tail, ToolOutput
 
 # Latin-1 bytes, a lone 0xFF 0xFE, a NUL, a cut character, colours and carriage returns.
 ODD_BYTES = base64.b64decode("Y2Fm6SD//iAAbWlkACDigiAbWzMxbXJlZBtbMG0NNTAlDTEwMCUNCvCfpoAK")
@@ -113,6 +113,26 @@ def test_a_flood_is_held_in_little_memory_and_few_pieces() -> None:
     count += len(output.finish())
     assert count <= 18
     assert output.warnings()[0]["total_bytes"] == 65_536_000
+
+
+def test_bytes_are_kept_as_they_are_and_give_no_pieces() -> None:
+    output = BinaryOutput(4096)
+    for index in range(len(ODD_BYTES)):
+        output.append(ODD_BYTES[index : index + 1])
+        assert not output.has_unsent
+    assert [*output.full_pieces(), *output.flush(), *output.finish()] == []
+    assert output.content == ODD_BYTES
+    assert output.warnings() == []
+
+
+def test_of_too_many_bytes_head_and_tail_are_kept_without_a_marker() -> None:
+    output = BinaryOutput(1024)
+    output.append(b"\xff" * 5000)
+    output.append(b"\x80" * 256)  # no character begins here
+    assert output.finish() == []
+    assert output.content == b"\xff" * 768 + b"\x80" * 256
+    [warning] = output.warnings()
+    assert (warning["code"], warning["total_bytes"], warning["kept_bytes"]) == ("output_truncated", 5256, 1024)
 
 
 def test_a_tail_keeps_the_last_bytes_and_counts_all() -> None:

@@ -77,6 +77,12 @@ async def test_odd_bytes_that_come_one_by_one_give_the_same_text(provider: Local
     assert answer.text == ODD_TEXT
 
 
+async def test_bytes_come_whole_where_bytes_are_wanted(provider: LocalToolProvider) -> None:
+    answer = await run(provider, shell(r"printf '\377\0\1PNG'", binary=True))
+    assert answer.chunks == []
+    assert answer.completion == Completion(finish_reason="stop", warnings=[], output=b"\xff\x00\x01PNG")
+
+
 # --- floods -------------------------------------------------------------------------------------------------------
 
 
