@@ -45,6 +45,8 @@ _MAP_NEEDS = {
     MapOperation.PARSE: "format",
     MapOperation.REGEX: "pattern",
 }
+#: Operations whose output is a text and never has a JSON value.
+_TEXT_OPERATIONS = frozenset({MapOperation.TEMPLATE, ReduceOperation.TEMPLATE, ReduceOperation.CONCAT})
 _REDUCE_NEEDS = {ReduceOperation.COUNT_BY: "by", ReduceOperation.TEMPLATE: "template"}
 
 
@@ -157,7 +159,15 @@ def _check_step(step: StepDef, where: str) -> Iterator[Problem]:
         yield Problem(f"{where}.output_type", "embedding needs a step of the kind llm")
     if step.output_type is OutputType.BINARY and step.output_format is not OutputFormat.TEXT:
         yield Problem(f"{where}.output_format", "bytes are not parsed: leave it out, or set another output_type")
+    if step.output_type is OutputType.TABLE and step.output_format is OutputFormat.TEXT and _answers_text(step):
+        yield Problem(f"{where}.output_format", "a table needs json_strict or json_loose: a text is not parsed")
     yield from _check_few_shot(step, where)
+
+
+def _answers_text(step: StepDef) -> bool:
+    """Whether nothing but a text can come of the step, until it is parsed."""
+    operation = step.config.map if step.kind is StepKind.MAP else step.config.reduce
+    return step.provider_profile_id is not None or operation in _TEXT_OPERATIONS
 
 
 def _check_split(step: StepDef, where: str) -> Iterator[Problem]:

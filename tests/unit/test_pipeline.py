@@ -106,6 +106,10 @@ def test_a_chain_of_thousands_needs_no_deep_stack() -> None:
         ({"kind": "custom", "config": {}}, "config.handler: a custom step needs a handler"),
         ({"output_type": "embedding"}, "output_type: embedding needs a step of the kind llm"),
         ({"output_type": "binary", "output_format": "json_loose"}, "output_format: bytes are not parsed"),
+        ({"kind": "llm", "provider_profile_id": "p", "config": {}, "output_type": "table"}, "output_format: a table"),
+        ({"provider_profile_id": "p", "config": {}, "output_type": "table"}, "output_format: a table"),
+        ({"config": {"map": "template", "template": "x"}, "output_type": "table"}, "output_format: a table"),
+        ({"kind": "reduce", "config": {"reduce": "concat"}, "output_type": "table"}, "output_format: a table"),
         ({"prompt": {"meta": {"messages": "x"}}}, "prompt.meta.messages: expected a list"),
         ({"prompt": {"meta": {"messages": [{"role": "user"}]}}}, "prompt.meta.messages[0]: expected {role"),
     ],
@@ -114,6 +118,14 @@ def test_a_configuration_that_cannot_work_is_refused(more: dict[str, Any], words
     [problem] = found(step("a", **more))
     assert problem.startswith("steps[0].")
     assert words in problem
+
+
+def test_a_table_may_come_as_a_value_or_as_json() -> None:
+    assert found(step("a", output_type="table", config={"map": "parse", "format": "csv"})) == []
+    assert found(step("a", output_type="table", kind="custom", config={"handler": "h"})) == []
+    as_json = {"output_type": "table", "output_format": "json_loose"}
+    assert found(step("a", kind="llm", provider_profile_id="p", config={}, **as_json)) == []
+    assert found(step("a", config={"map": "template", "template": "[]"}, **as_json)) == []
 
 
 def test_a_step_takes_the_sources_the_items_or_the_elements_of_another() -> None:

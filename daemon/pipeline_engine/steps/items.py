@@ -138,7 +138,7 @@ class ItemMaker:
         schema = self._step.config.json_schema
         faults = [] if schema is None else validate(value, schema)
         if self._step.output_type is OutputType.TABLE:
-            faults += validate(value, TABLE_SCHEMA)
+            faults += _table_faults(value)
         return faults, value
 
     async def _embed(self, target: Target, shards: Sequence[Shard]) -> list[ResultItem | None]:
@@ -167,6 +167,9 @@ class ItemMaker:
 
     async def _text_item(self, shard: Shard, data: dict[str, Any]) -> ResultItem:
         """The item of what answers with a text; in a binary step the bytes of that text are its artifact."""
+        if self._step.output_type is OutputType.TABLE and (faults := _table_faults(data.get("json"))):
+            words = f"the output is not a table, a list of objects: {'; '.join(faults)}"
+            raise StepError(ErrorCode.OUTPUT_INVALID, words, details={"raw": data["text"][:MAX_RAW_CHARS]})
         if self._step.output_type is OutputType.BINARY:
             data = data | {"artifact": await self._keep(data["text"].encode("utf-8", "replace"))}
         return self._item(shard, data)
@@ -256,6 +259,14 @@ class ItemMaker:
 
 def _output_data(output: MapOutput) -> dict[str, Any]:
     return {"text": output.text, "json": output.json} if output.has_json else {"text": output.text}
+
+
+def _table_faults(value: Any) -> list[str]:
+    """What keeps the value from being a table."""
+    # The schema is for the words alone: to check each of a hundred thousand rows by it takes seconds.
+    if isinstance(value, list) and all(isinstance(row, dict) for row in value):
+        return []
+    return validate(value, TABLE_SCHEMA)
 
 
 def _raw(answer: Answer) -> dict[str, Any]:

@@ -260,6 +260,44 @@ async def test_an_answer_that_the_token_limit_cut_is_never_mended(autojump_clock
         assert len(registry.calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [('[{"a": 1,}]', [{"a": 1}]), ("[]", []), ('{"a":1}', None), ("[1]", None), ("no table", None)],
+)
+async def test_a_table_is_a_list_of_objects_whoever_makes_it(
+    autojump_clock: MockClock, answer: str, value: object
+) -> None:
+    handlers = Handlers()
+    handlers.add("tell", lambda item: item.text)
+    loose = {"output_type": "table", "output_format": "json_loose", "export": True}
+    steps: list[Json] = [
+        llm("model", "m", **loose),
+        {"id": "map", "kind": "map", "config": {"map": "identity"}, **loose},
+        {"id": "hand", "kind": "custom", "config": {"handler": "tell"}, **loose},
+    ]
+    async with open_setting(registry=ScriptedRegistry({"m": [Script(tokens=[answer])]}), handlers=handlers) as setting:
+        for step in steps:
+            job = await setting.run([step], [answer])
+            if value is not None:
+                assert job.result is not None
+                assert job.result.items[0].data["json"] == value
+                continue
+            assert job.error is not None
+            assert job.error.code == "output_invalid"
+            assert "table" in job.error.message
+            assert job.error.details["raw"] == answer
+
+
+async def test_a_value_that_a_transform_makes_is_no_table_by_being_json(autojump_clock: MockClock) -> None:
+    step = {"id": "m", "kind": "map", "config": {"map": "parse", "format": "json"}, "output_type": "table"}
+    async with open_setting() as setting:
+        assert (await setting.run([step], ['[{"a":1}]'])).status is JobStatus.SUCCEEDED
+        assert (await setting.run([step], ['{"a":1}'], dry_run=True)).status is JobStatus.SUCCEEDED
+        job = await setting.run([step], ['{"a":1}'])
+        assert job.error is not None
+        assert job.error.code == "output_invalid"
+
+
 async def test_a_budget_ends_the_job(autojump_clock: MockClock) -> None:
     registry = ScriptedRegistry({"m": [Script(usage=Usage(prompt_tokens=5, completion_tokens=5))]})
     step = llm("f", "m", mode="fanout", max_concurrency=1, on_item_error="skip")
