@@ -212,7 +212,8 @@ class ItemMaker:
         step, renderer, workers = self._step, self._context.services.renderer, self._context.services.workers
         scope = self._scope_of(shard)
         if step.kind is StepKind.REDUCE:
-            views = [shard.view] if shard.key is not None else reduce_views(self._context, step)
+            # The mode tells, and no key: in per_item the item of a single step has none.
+            views = reduce_views(self._context, step) if step.mode is StepMode.SINGLE else [shard.view]
             return await apply_reduce(step.config, views, renderer=renderer, context=scope, workers=workers)
         return await apply_map(step.config, shard.view, renderer=renderer, context=scope, workers=workers)
 

@@ -52,6 +52,20 @@ async def test_per_item_keeps_the_shard_keys_and_without_dependencies_acts_as_fa
         assert [item.shard_key for item in job.result.items] == ["f-0", "f-1", "f-0", "f-1"]
 
 
+async def test_a_reduce_per_item_folds_one_item_at_a_time(autojump_clock: MockClock) -> None:
+    concat = {"kind": "reduce", "mode": "per_item", "config": {"reduce": "concat", "separator": "|"}, "export": True}
+    steps: list[Json] = [
+        {"id": "a", "kind": "map", "mode": "fanout", "config": {"map": "identity"}},
+        {"id": "b", "kind": "map", "config": {"map": "template", "template": "B"}},
+        {"id": "of_one", "depends_on": ["a", "b"], **concat},
+        {"id": "of_each", "depends_on": ["b", "a"], **concat},
+    ]
+    async with open_setting() as setting:
+        job = await setting.run(steps, ["1", "2"])
+        assert texts(job, "of_one") == ["B"]
+        assert texts(job, "of_each") == ["1", "2"]
+
+
 async def test_nothing_to_fan_out_over_makes_no_items_and_succeeds(autojump_clock: MockClock) -> None:
     steps = [
         llm("f", mode="fanout"),
