@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,6 +44,10 @@ _STATUSES = {
 _RETRYABLE_STATUSES = frozenset({408, 409, 425, 429})
 # The fault is in the request: sent again, it fails again.
 _FINAL_TYPES = frozenset({"invalid_request_error", "bad_request", "badrequesterror", "not_found_error"})
+# llama.cpp says "Loading model", others that a model "is currently loading". Its type, unavailable_error, says nothing: a
+# server that is merely busy has it too.
+_LOADING = re.compile(r"\bloading\b", re.IGNORECASE)
+_LOADING_FAILED = re.compile(r"\b(?:error|fail(?:ed|ure)?|problem)\b(?: \w+)? loading\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,7 @@ def _classified(
 ) -> AnsweredError:
     code = _code(info, status)
     retryable = _is_retryable(code, info, status)
-    loading = status == 503 and (info.type == "unavailable_error" or "loading" in (info.message or raw).lower())
+    loading = status == 503 and _says_loading(info.message or raw)
     said = redact(info.message or raw.strip(), target)[:_MAX_MESSAGE_LENGTH] or "no reason given"
     answered = "reported an error" if status is None else f"answered {status}"
     details: dict[str, Any] = {"status": status, "provider_code": redact(info.code or info.type, target)}
@@ -164,6 +169,12 @@ def _classified(
         details={name: value for name, value in details.items() if value},
         info=info,
     )
+
+
+def _says_loading(text: str) -> bool:
+    """Whether the message, or a text that is no page of HTML, says that a model is being loaded."""
+    is_page = text.lstrip().startswith("<")
+    return not is_page and _LOADING.search(text) is not None and _LOADING_FAILED.search(text) is None
 
 
 def _code(info: ErrorInfo, status: int | None) -> ErrorCode:

@@ -71,11 +71,11 @@ class ItemCalls:
             try:
                 return await self._attempt(call)
             except ProviderError as exc:
-                if exc.loading and self._may_wait(call, loading_since):
+                if exc.loading and self._may_wait(call, loading_since, asked_s=exc.retry_after_s):
                     self._context.budget.return_call()
                     loading_since = trio.current_time() if loading_since is None else loading_since
                     self._show_loading()
-                    await trio.sleep(pause_while_loading(polls))
+                    await trio.sleep(pause_while_loading(polls, asked_s=exc.retry_after_s))
                     polls += 1
                     continue
                 await self._pause_or_raise(exc)
@@ -144,9 +144,10 @@ class ItemCalls:
             kind=chunk.kind,
         )
 
-    def _may_wait(self, call: ProviderCall, loading_since: float | None) -> bool:
+    def _may_wait(self, call: ProviderCall, loading_since: float | None, *, asked_s: float | None) -> bool:
+        """Whether the model still has time to load, also after the pause that the server asks for."""
         waited = 0.0 if loading_since is None else trio.current_time() - loading_since
-        return waited < call.target.loading_timeout_s
+        return waited + (asked_s or 0.0) < call.target.loading_timeout_s
 
     def _show_loading(self) -> None:
         execution = self._execution

@@ -26,6 +26,9 @@ def pause_before_retry(error: ProviderError, *, failures: int, retry: Retry, jit
     return jitter.uniform(0, bound)
 
 
-def pause_while_loading(polls: int) -> float:
-    """Seconds until the next look at a server that loads a model, after so many looks (from 0)."""
-    return min(LOADING_POLL_MAX, LOADING_POLL_FIRST * 2.0 ** min(polls, 10))
+def pause_while_loading(polls: int, *, asked_s: float | None) -> float:
+    """Seconds until the next look at a server that loads a model, after so many looks (from 0).
+
+    It may ask for a longer pause; a shorter one would keep both sides busy.
+    """
+    return max(asked_s or 0.0, min(LOADING_POLL_MAX, LOADING_POLL_FIRST * 2.0 ** min(polls, 10)))

@@ -45,9 +45,13 @@ def test_the_last_attempt_and_final_errors_have_no_successor() -> None:
 
 
 def test_looks_at_a_loading_server_become_rarer() -> None:
-    pauses = [pause_while_loading(polls) for polls in range(20)]
+    pauses = [pause_while_loading(polls, asked_s=None) for polls in range(20)]
     assert pauses == sorted(pauses)
     assert (pauses[0], pauses[-1]) == (0.25, 2.0)
+
+
+def test_a_loading_server_may_ask_for_longer_pauses_and_not_for_shorter_ones() -> None:
+    assert [pause_while_loading(0, asked_s=asked) for asked in (0, 0.1, 30)] == [0.25, 0.25, 30]
 
 
 async def test_a_new_attempt_voids_what_the_one_before_has_shown(autojump_clock: MockClock) -> None:
@@ -102,6 +106,23 @@ async def test_a_loading_model_costs_no_attempt_until_its_time_is_over(autojump_
         job = await setting.run([llm("a", provider_override=override, retry={"max_attempts": 1})], ["go"])
         assert job.status is JobStatus.FAILED
         assert 30 <= trio.current_time() - began <= 33
+
+
+async def test_what_a_loading_server_asks_for_is_waited_within_its_time(autojump_clock: MockClock) -> None:
+    loading = ProviderError(ErrorCode.PROVIDER_ERROR, "loading", retryable=True, loading=True, retry_after_s=30)
+    registry = ScriptedRegistry({"m": [*[Script(tokens=(), error=loading)] * 2, Script()]})
+    async with open_setting(registry=registry) as setting:
+        began = trio.current_time()
+        job = await setting.run([llm("a", "m", retry={"max_attempts": 1})], ["go"])
+        assert job.status is JobStatus.SUCCEEDED
+        assert trio.current_time() - began == pytest.approx(60)
+    registry = ScriptedRegistry({"m": [Script(tokens=(), error=loading)]})
+    async with open_setting(registry=registry) as setting:
+        began = trio.current_time()
+        override = {"default_model": "m", "loading_timeout_s": 50}
+        job = await setting.run([llm("a", provider_override=override, retry={"max_attempts": 1})], ["go"])
+        assert job.status is JobStatus.FAILED
+        assert trio.current_time() - began == pytest.approx(30)
 
 
 async def test_polls_of_a_server_that_loads_a_model_are_no_calls_of_the_budget(autojump_clock: MockClock) -> None:

@@ -70,7 +70,13 @@ def test_wording_decides_nothing(message: str) -> None:
         (503, error(message="Loading model", type="unavailable_error", code=503), True),
         (503, {"error": "Model m is currently loading", "estimated_time": 20}, True),
         (503, b"model loading", True),
+        (503, {"status": "loading model"}, True),
         (503, error(message="server busy"), False),
+        (503, error(message="No slot is free", type="unavailable_error", code=503), False),
+        (503, error(message="error downloading shard 3 from peer"), False),
+        (503, error(message="Error while loading the model: out of memory"), False),
+        (503, error(message="failed loading the model"), False),
+        (503, b'<html><img src="busy.png" loading="lazy"></html>', False),
         (500, error(message="failed loading the model"), False),
     ],
 )
