@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from pipeline_engine.jsontext import loads_strict
@@ -25,6 +27,28 @@ AS_IT_STANDS: list[tuple[str, object]] = [
     ('\ufeff{"a":1}', {"a": 1}),
     ('{"n":12345678901234567890}', {"n": 12345678901234567890}),
     ("The list: [1, 2] done", [1, 2]),
+    ('```json\n{"a":1}```', {"a": 1}),
+    ('```json\n{"a":1}```\nThat is all, see [1].', {"a": 1}),
+    ('```json\n{"a":1}\n``` done', {"a": 1}),
+    ('```json\n{"a":1}\n``` and\n```bash\nls {"x":2}\n```', {"a": 1}),
+    ('```json {"a":1}\n```', {"a": 1}),
+    ('```json title="x"\r\n{"a":1}\r\n```\r\n', {"a": 1}),
+    ('``` \n{"a":1}\n```', {"a": 1}),
+    ("```\n42\n```", 42),
+    ('```markdown\n```json\n{"a":1}\n```\n```', {"a": 1}),
+    ('{"a":1}\n<think>later</think>', {"a": 1}),
+    ('{"a":1}\n<think>later</think>\nDone.', {"a": 1}),
+    ('{"a":1}<think>{"no":0}', {"a": 1}),
+    ('{"a":1}<think>better</think>{"a":2}', {"a": 2}),
+    ('<THINK>{"no":0}</THINK>{"a":1}', {"a": 1}),
+    ('<think>x <think> y</think> z</think>{"a":1}', {"a": 1}),
+    ('see [1] and [2]: {"a":1}', {"a": 1}),
+    ('{"a":[1]} as in [3, 4] and ["x"]', {"a": [1]}),
+    ('of [1]: [{"a":1}]', [{"a": 1}]),
+    ('prefix {"a":"</think>","b":[1,2]}', {"a": "</think>", "b": [1, 2]}),
+    ('prefix {"a":"<think>"} suffix', {"a": "<think>"}),
+    ('<think>{"a":"</think>"} no</think>{"b":1}', {"b": 1}),
+    ('{note: "x"} {"a":1}', {"a": 1}),
 ]
 MENDED: list[tuple[str, object]] = [
     ('{"a":[1,2,],}', {"a": [1, 2]}),
@@ -34,6 +58,9 @@ MENDED: list[tuple[str, object]] = [
     ('Sure! Here it is: {"a": [1, 2,],} Hope it helps.', {"a": [1, 2]}),
     ("{'a': 'it\\'s \"x\" , }'}", {"a": 'it\'s "x" , }'}),
     ('{"a": "None, True,]",}', {"a": "None, True,]"}),
+    ('prefix {"a":"</think>","b":[1,2,],}', {"a": "</think>", "b": [1, 2]}),
+    ('prefix {"code": "\n```py\nprint(1)\n```\n"}', {"code": "\n```py\nprint(1)\n```\n"}),
+    ("```json\n{'a':1}```", {"a": 1}),
 ]
 UNPARSED = [
     "   ",
@@ -48,8 +75,26 @@ UNPARSED = [
     '{"a": NaN, "b": {"c": 1}}',
     '{"a":[1}',
     '{"a": "cut',
+    '```json\n[1] {"a": "cut',
+    "[1] [2]",
+    'of [1]: {"a":1} {"b":2}',
+    '{a: {"b": 1}}',
     "[" * 100_000,
     "[" * 100_000 + "]" * 100_000,
+]
+
+PIECES = [
+    *["{", "[", '{"', "{'", "[]", "{{}", '{"a":1}', "</think>", "```\n", "[1 '", "(, "],
+    *[
+        '{"</think>"}',
+        '{"</think>',
+        "<think>[1]</think>",
+        "<think>",
+        "```json\n[1]\n",
+        '```json\n{"',
+        "[1] [[2]] ",
+        "{a:",
+    ],
 ]
 
 
@@ -74,7 +119,7 @@ def test_nothing_is_guessed(raw: str) -> None:
     assert 0 < len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("piece", ["{", "[", '{"', "{'", "[]", "{{}", '{"a":1}', "</think>", "```\n", "[1 '", "(, "])
+@pytest.mark.parametrize("piece", PIECES)
 def test_work_grows_with_the_length_alone(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed = 0
     loads = loads_strict
@@ -87,8 +132,26 @@ def test_work_grows_with_the_length_alone(piece: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(structured, "loads_strict", counted)
     text = piece * (200_000 // len(piece))
     parse_loose(text)
-    # The whole twice, as it is and mended, and then each piece of it twice, for fences or for brackets.
-    assert parsed <= 4 * len(text)
+    # The whole twice, as it is and mended, and then each piece of it: as a fenced block, and by its brackets.
+    assert parsed <= 6 * len(text)
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_brackets_are_looked_at_a_few_times_at_most(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = 0
+    tokens = structured._tokens
+
+    def counted(text: str, start: int) -> Iterator[tuple[str, int, int]]:
+        nonlocal looked_at
+        for token in tokens(text, start):
+            looked_at += 1
+            yield token
+
+    monkeypatch.setattr(structured, "_tokens", counted)
+    text = piece * (200_000 // len(piece))
+    parse_loose(text)
+    # Twice for tags, twice for fences, and at last for the pieces: in a block, and in what stands around blocks.
+    assert looked_at <= 6 * len(text)
 
 
 def test_the_pieces_looked_at_never_overlap() -> None:
