@@ -86,8 +86,9 @@ class ItemMaker:
         if call.binary:
             return self._item(shard, data | {"artifact": await self._keep(answer.completion.output)})
         if self._step.output_format is OutputFormat.JSON_LOOSE:
-            found, value = parse_loose(answer.text)
-            data["json"] = value if found else None
+            found, data["json"] = parse_loose(answer.text, is_cut=_is_cut(answer))
+            if _is_cut(answer) and not found:
+                raise _cut_off(answer)
         elif self._step.output_format is OutputFormat.JSON_STRICT:
             answer, value = await self._insist_on_json(calls, call, answer)
             data = self._answer_data(rendered, target, answer) | {"json": value}
@@ -99,9 +100,8 @@ class ItemMaker:
         repairs = 0 if call.operation is Operation.TOOL else config.repair_attempts
         conversation = call
         while True:
-            if answer.completion.finish_reason == "length":
-                words = "the answer was cut by the token limit before its JSON was complete"
-                raise StepError(ErrorCode.OUTPUT_TRUNCATED, words, details=_raw(answer))
+            if _is_cut(answer):
+                raise _cut_off(answer)
             faults, value = self._check_json(answer.text)
             if not faults:
                 return answer, value
@@ -122,8 +122,8 @@ class ItemMaker:
         if "json" in data or self._step.output_format is OutputFormat.TEXT:
             return data
         if self._step.output_format is OutputFormat.JSON_LOOSE:
-            found, value = parse_loose(data["text"])
-            return data | {"json": value if found else None}
+            _, value = parse_loose(data["text"])
+            return data | {"json": value}
         faults, value = self._check_json(data["text"])
         if faults:
             words = f"the text is not the JSON that was asked for: {'; '.join(faults)}"
@@ -268,6 +268,16 @@ def _table_faults(value: Any) -> list[str]:
     if isinstance(value, list) and all(isinstance(row, dict) for row in value):
         return []
     return validate(value, TABLE_SCHEMA)
+
+
+def _is_cut(answer: Answer) -> bool:
+    """Whether the token limit ended the answer."""
+    return answer.completion.finish_reason == "length"
+
+
+def _cut_off(answer: Answer) -> StepError:
+    words = "the answer was cut by the token limit before its JSON was complete"
+    return StepError(ErrorCode.OUTPUT_TRUNCATED, words, details=_raw(answer))
 
 
 def _raw(answer: Answer) -> dict[str, Any]:

@@ -52,12 +52,18 @@ def parse_strict(text: str) -> Any:
     return _parse(text, loads_strict)
 
 
-def parse_loose(text: str) -> tuple[bool, Any]:
-    """Whether the answer has a JSON value, mended if need be, and that value (None if not)."""
+def parse_loose(text: str, *, is_cut: bool = False) -> tuple[bool, Any]:
+    """Whether the answer has a JSON value, mended if need be, and that value (None if not).
+
+    Of an answer that the token limit cut a mere number is no value: digits of it may be missing.
+    """
     try:
-        return True, _parse(text, _loads_mended)
+        value = _parse(text, _loads_mended)
     except AnswerError:
         return False, None
+    if is_cut and isinstance(value, int | float) and not isinstance(value, bool):
+        return False, None
+    return True, value
 
 
 def _parse(text: str, loads: Callable[[str], Any]) -> Any:

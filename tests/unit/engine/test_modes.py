@@ -276,6 +276,25 @@ async def test_an_answer_that_the_token_limit_cut_is_never_mended(autojump_clock
 
 @pytest.mark.parametrize(
     ("answer", "value"),
+    [('{"a": 1', None), ("Let me think: [", None), ("12", None), ('{"a": 1,} I have', {"a": 1}), ('"12"', "12")],
+)
+async def test_of_a_cut_answer_only_a_value_that_is_whole_counts(
+    autojump_clock: MockClock, answer: str, value: object
+) -> None:
+    registry = ScriptedRegistry({"m": [Script(tokens=[answer], finish_reason="length")]})
+    async with open_setting(registry=registry) as setting:
+        job = await setting.run([llm("j", "m", output_type="json", output_format="json_loose")], ["go"])
+        if value is not None:
+            assert job.result is not None
+            assert job.result.items[0].data["json"] == value
+        else:
+            assert job.error is not None
+            assert job.error.code == "output_truncated"
+            assert job.error.details["raw"] == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
     [('[{"a": 1,}]', [{"a": 1}]), ("[]", []), ('{"a":1}', None), ("[1]", None), ("no table", None)],
 )
 async def test_a_table_is_a_list_of_objects_whoever_makes_it(
