@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ import minijinja
 from pipeline_engine import template_source
 from pipeline_engine.errors import TemplateError
 from pipeline_engine.jsontext import JsonTextError, dumps_compact, loads_strict
-from pipeline_engine.template_values import ViewLog, is_small, unwrap, view
+from pipeline_engine.template_values import ObjectView, ViewLog, is_small, unwrap, view
 
 INLINE_JSON = 50_000  # parts and characters of a JSON value that are printed on the event loop
 COMPILED_TEMPLATES = 512
 MAX_FILTER_OUTPUT = 10_000_000  # characters; filters written in Python are outside the fuel
 MAX_INDENT = 16
+_TOO_MUCH_WORK = "needs more work than limits.template_fuel allows"
+_NO_ATTRIBUTE_NAME = re.compile(r"[\s/>=]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class TemplateEngine:
         self._log = ViewLog()
         self._inline = False
         self._tolerates_undefined = False
+        self._fuel_left = 0  # for the filters that are written here
         self._compiled: OrderedDict[str, None] = OrderedDict()
         self._env = minijinja.Environment(
             undefined_behavior="strict",
@@ -69,10 +73,14 @@ class TemplateEngine:
             finalizer=self._printed,
             filters={
                 "center": self._center,
+                "forceescape": self._forceescape,
                 "fromjson": self._fromjson,
+                "join": self._join,
+                "string": self._string,
                 "tojson": self._tojson,
                 "truncate": self._truncate,
                 "wordcount": self._wordcount,
+                "xmlattr": self._xmlattr,
             },
         )
         self._env.remove_global("debug")
@@ -151,7 +159,7 @@ class TemplateEngine:
         self._log.failure = None
         self._inline = inline
         self._tolerates_undefined = source.tolerates_undefined
-        self._env.fuel = fuel
+        self._env.fuel = self._fuel_left = fuel
         views = {name: view(context[name], self._log) for name in source.undeclared if name in context}
         try:
             value = self._evaluate(source.text, views) if source.is_expression else self._render(source, views)
@@ -218,6 +226,60 @@ class TemplateEngine:
             raise _FilterError(name, f"the filter {name} needs a text")
         return value
 
+    def _spend(self, work: int) -> None:
+        self._fuel_left -= work
+        if self._fuel_left < 0:
+            raise FuelSpentError(_TOO_MUCH_WORK)
+
+    def _string(self, value: object) -> str:
+        """The text that a value prints as; MiniJinja's own filter writes booleans and null as Python does."""
+        if isinstance(value, str):
+            return value
+        self._refuse_undefined(value, "string")
+        return self._json(value)
+
+    def _join(self, value: object, separator: object = "", attribute: object = None) -> str:
+        """Jinja2's join, of what the elements print as."""
+        self._refuse_undefined(value, "join")
+        if value is not None and not isinstance(value, str | Mapping | Sequence | ObjectView):
+            raise _FilterError("join", "the filter join needs a list")
+        parts = []
+        between = self._string(separator)
+        for element in value or ():
+            part = element if attribute is None else self._attribute(element, self._string(attribute))
+            self._refuse_undefined(part, "join")
+            parts.append(self._string(part))
+            self._spend(1 + len(parts[-1]) + len(between))
+        return between.join(parts)
+
+    @staticmethod
+    def _attribute(element: object, path: str) -> Any:
+        for key in path.split("."):
+            try:
+                element = element[int(key) if key.isdecimal() else key]  # type: ignore[index]  # TypeError, if it is none
+            except (KeyError, IndexError, TypeError) as exc:
+                raise _FilterError("join", f"{path} is undefined, where the filter join is used") from exc
+        return element
+
+    def _forceescape(self, value: object) -> str:
+        """Jinja2's forceescape: what was escaped before is escaped again."""
+        return minijinja.escape(str.__str__(self._string(value)))
+
+    def _xmlattr(self, value: object, autospace: object = True) -> str:  # noqa: FBT002 - as Jinja2 has it
+        """Jinja2's xmlattr: the entries as attributes of an element, without those that are null."""
+        self._refuse_undefined(value, "xmlattr")
+        if not isinstance(value, dict | ObjectView):
+            raise _FilterError("xmlattr", "the filter xmlattr needs an object")
+        attributes = []
+        for key, part in value.items():
+            name = self._string(key)
+            if not name or _NO_ATTRIBUTE_NAME.search(name):
+                raise _FilterError("xmlattr", f"the filter xmlattr cannot make an attribute of the key {name!r}")
+            if part is not None:
+                attributes.append(f'{minijinja.escape(name)}="{minijinja.escape(self._string(part))}"')
+        text = " ".join(attributes)
+        return minijinja.safe(f" {text}" if text and autospace else text)
+
     def _tojson(self, value: object, indent: object = None) -> str:
         self._refuse_undefined(value, "tojson")
         if indent is not None and not (isinstance(indent, int) and 0 <= indent <= MAX_INDENT):
@@ -261,7 +323,7 @@ def _translated(exc: minijinja.TemplateError) -> TemplateError:
     details: dict[str, Any] = {} if exc.line is None else {"line": exc.line}
     place = "" if exc.line is None else f"line {exc.line}: "
     if exc.kind == "OutOfFuel":
-        return FuelSpentError(f"{place}needs more work than limits.template_fuel allows", details=details)
+        return FuelSpentError(place + _TOO_MUCH_WORK, details=details)
     words = exc.detail
     if words is None:
         words = exc.message.split(" (in ")[0]

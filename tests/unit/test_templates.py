@@ -51,6 +51,18 @@ def templates() -> Templates:
         ("{{ ['<ü>'] | tojson }}{{ options | tojson(indent=1) }}", '["<ü>"]{\n "name": "Ada"\n}'),
         ("{{ options.get('no') | tojson }}", "null"),
         ("{{ options.no | default(none) | tojson }}", "null"),
+        ("{{ previous.x[0].json.ok | string }}{{ none | string }}{{ options | string }}", 'truenull{"name":"Ada"}'),
+        ("{{ [true, none, 1.5, 'a', [false]] | join(',') }}", "true,null,1.5,a,[false]"),
+        ("{{ previous.x[0].json['items'] | join }}{{ [1, 2] | join(0) }}{{ 'abc' | join('-') }}", "12102a-b-c"),
+        ("{{ [] | join }}{{ none | join }}{{ options | join }}{{ range(3) | join(' ') }}", "name0 1 2"),
+        ("{{ previous.x | join(',', attribute='label') }}", "x"),
+        ("{{ [{'a': {'b': [true]}}] | join(',', attribute='a.b.0') }}", "true"),
+        (
+            "{{ '<a>' | e | e }} {{ '<a>' | e | forceescape }} {{ true | forceescape }}",
+            "&lt;a&gt; &amp;lt;a&amp;gt; true",
+        ),
+        ("<p{{ {'class': 'a\"b', 'n': 1, 'no': none, 'on': true} | xmlattr }}>", '<p class="a&#34;b" n="1" on="true">'),
+        ("{{ {} | xmlattr }}{{ {'a': 'b'} | xmlattr(false) }}", 'a="b"'),
     ],
 )
 def test_values_render_as_text_or_compact_json(
@@ -157,7 +169,34 @@ def test_what_could_end_the_process_is_refused(templates: Templates, source: str
         templates.render(source, {})
 
 
-@pytest.mark.parametrize("source", ["{{ o }}", "{{ o | tojson }}", "{{ '' ~ o }}"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ [options.no] | join }}",
+        "{{ options.no | join }}",
+        "{{ options.no | string }}",
+        "{{ 1 | join }}",
+        "{{ [options] | join(attribute='no') }}",
+        "{{ [1] | join(attribute='no') }}",
+        "{{ {'a b': 1} | xmlattr }}",
+        "{{ 'a' | xmlattr }}",
+    ],
+)
+def test_a_filter_says_what_it_cannot_take(templates: Templates, context: dict[str, Any], source: str) -> None:
+    with pytest.raises(TemplateError, match=r"line 1: .*(join|string|xmlattr)"):
+        templates.render(source, context)
+
+
+def test_what_is_joined_counts_as_work() -> None:
+    source = "{% for i in range(1000) %}{% set s = t | join(t) %}{% endfor %}"
+    with pytest.raises(TemplateError, match=r"limits\.template_fuel"):
+        Templates(fuel=100_000).render(source, {"t": "x" * 500})
+    assert Templates().run_small("{{ t | join }}", {"t": ["x" * 1000] * 1000}, is_expression=False) == (False, None)
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ o }}", "{{ o | tojson }}", "{{ o | string }}", "{{ [o] | join }}", "{{ '' ~ o }}"]
+)
 def test_nan_is_never_printed(templates: Templates, source: str) -> None:
     with pytest.raises(TemplateError):
         templates.render(source, {"o": {"x": float("nan")}})
