@@ -25,6 +25,9 @@ from pipeline_engine.models import (
 )
 
 STEP_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+#: Lines, characters or elements of a piece; without an entry here it is one.
+DEFAULT_SPLIT_SIZES = {SplitBy.CHARS: 4000}
+MAX_SPLIT_SIZE = 1_000_000_000  # more than any source has, and few enough for every way to count
 PROVIDER_KINDS = frozenset({StepKind.LLM, StepKind.IMAGE})
 
 #: The keys of `config` that a kind of step understands, besides those that all kinds do.
@@ -179,8 +182,16 @@ def _check_split(step: StepDef, where: str) -> Iterator[Problem]:
         yield from _check_regex(split.pattern, f"{where}.config.split.pattern")
     elif split.pattern is not None:
         yield Problem(f"{where}.config.split.pattern", "only means something with by: regex")
-    if split.overlap and split.overlap >= (split.size or 1):
-        yield Problem(f"{where}.config.split.overlap", "must be smaller than size")
+    if split.size is not None and split.size > MAX_SPLIT_SIZE:
+        yield Problem(f"{where}.config.split.size", f"must be at most {MAX_SPLIT_SIZE:,}")
+    if split.by is SplitBy.REGEX:
+        for key, is_given in (("size", split.size is not None), ("overlap", split.overlap > 0)):
+            if is_given:
+                yield Problem(f"{where}.config.split.{key}", "means nothing with by: regex")
+        return
+    size = split.size or DEFAULT_SPLIT_SIZES.get(split.by, 1)
+    if split.overlap and split.overlap >= size:
+        yield Problem(f"{where}.config.split.overlap", f"must be smaller than size, {size}")
 
 
 def _check_operation(step: StepDef, where: str) -> Iterator[Problem]:

@@ -98,6 +98,26 @@ def test_a_chain_of_thousands_needs_no_deep_stack() -> None:
             "split.pattern: only means something with by: regex",
         ),
         (
+            {"config": {"map": "identity", "split": {"by": "chars", "overlap": 4000}}, "mode": "fanout"},
+            "split.overlap: must be smaller than size, 4000",
+        ),
+        (
+            {"config": {"map": "identity", "split": {"by": "csv", "overlap": 1}}, "mode": "fanout"},
+            "split.overlap: must be smaller than size, 1",
+        ),
+        (
+            {"config": {"map": "identity", "split": {"by": "regex", "pattern": "x", "size": 2}}, "mode": "fanout"},
+            "split.size: means nothing with by: regex",
+        ),
+        (
+            {"config": {"map": "identity", "split": {"by": "regex", "pattern": "x", "overlap": 2}}, "mode": "fanout"},
+            "split.overlap: means nothing with by: regex",
+        ),
+        (
+            {"config": {"map": "identity", "split": {"by": "lines", "size": 10**30}}, "mode": "fanout"},
+            "split.size: must be at most 1,000,000,000",
+        ),
+        (
             {"config": {"map": "identity", "over": "z"}, "mode": "fanout"},
             "config.over: 'z' must also stand in depends_on",
         ),
@@ -118,6 +138,11 @@ def test_a_configuration_that_cannot_work_is_refused(more: dict[str, Any], words
     [problem] = found(step("a", **more))
     assert problem.startswith("steps[0].")
     assert words in problem
+
+
+def test_an_overlap_is_measured_by_the_size_that_holds() -> None:
+    split = {"by": "chars", "overlap": 10}
+    assert found(step("a", mode="fanout", config={"map": "identity", "split": split})) == []
 
 
 def test_a_table_may_come_as_a_value_or_as_json() -> None:

@@ -13,10 +13,10 @@ import regex
 from pipeline_engine.errors import ErrorCode, StepError
 from pipeline_engine.jsontext import JsonTextError, dumps_compact, loads_strict
 from pipeline_engine.models import Split, SplitBy
+from pipeline_engine.pipeline import DEFAULT_SPLIT_SIZES
 from pipeline_engine.steps.records import csv_rows, jsonl_values, text_lines
 
 PATTERN_SECONDS = 10.0  # for all of a source; patterns can take exponential time
-DEFAULT_CHARS = 4000  # code points a piece of by: chars has
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def split_source(split: Split, source_text: str) -> Iterator[Piece]:
             for group in _windows(text_lines(source_text), split.size or 1, split.overlap):
                 yield Piece("\n".join(group))
         case SplitBy.CHARS:
-            yield from _chars(source_text, split.size or DEFAULT_CHARS, split.overlap)
+            yield from _chars(source_text, split.size or DEFAULT_SPLIT_SIZES[SplitBy.CHARS], split.overlap)
         case SplitBy.REGEX:
             yield from _between(split.pattern or "", source_text)
         case SplitBy.JSONL:

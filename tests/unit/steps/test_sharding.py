@@ -41,6 +41,7 @@ def test_lines(source: str, settings: dict[str, int], expected: list[str]) -> No
         ("abcdefghij", {"size": 4, "overlap": 1}, ["abcd", "defg", "ghij"]),
         ("abcdefg", {"size": 4, "overlap": 1}, ["abcd", "defg"]),
         ("abcde", {"size": 4, "overlap": 1}, ["abcd", "de"]),
+        ("a" * 4000 + "b", {"overlap": 1}, ["a" * 4000, "ab"]),
         ("ü" * 4001, {}, ["ü" * 4000, "ü"]),
         ("", {}, []),
     ],
