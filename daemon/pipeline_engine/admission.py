@@ -23,6 +23,7 @@ from pipeline_engine.models import (
     now_rfc3339,
 )
 from pipeline_engine.pipelines import Pipelines
+from pipeline_engine.steps.prompts import max_tokens_of
 from pipeline_engine.steps.schemas import validate
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's, in the order of ASCII
@@ -60,7 +61,7 @@ class Admission:
             raise InvalidRequestError(problems)
 
     def check_input(self, definition: PipelineDef, job_input: JobInput, *, path: str = "input") -> None:
-        """Raises InvalidRequestError for bytes that are not base64, and for options that the pipeline refuses."""
+        """Raises InvalidRequestError for bytes that are not base64, and for options that we or the pipeline refuse."""
         problems = []
         for index, source in enumerate(job_input.sources):
             where = f"{path}.sources[{index}]"
@@ -72,6 +73,8 @@ class Admission:
                 base64.b64decode(source.content_base64, validate=True)
             except (binascii.Error, ValueError) as exc:
                 problems.append(Problem(f"{where}.content_base64", f"is not base64: {exc}"))
+        if job_input.options.get("max_tokens") not in (None, "") and max_tokens_of(job_input.options) is None:
+            problems.append(Problem(f"{path}.options.max_tokens", "expected a whole number"))
         if definition.options_schema is not None:
             for fault in validate(job_input.options, definition.options_schema):
                 problems.append(Problem(f"{path}.options", fault))

@@ -74,15 +74,22 @@ def chat_call(
     """The call of a model, or of an image server; `images` go along with the user's turn."""
     *before, last = rendered.messages
     wants_json = step.output_format.startswith("json")
-    max_tokens = context.input.options.get("max_tokens")
     return ProviderCall(
         target=target,
         operation=Operation.IMAGE if target.kind is ProviderKind.IMAGE else Operation.CHAT,
         messages=(*before, msgspec.structs.replace(last, images=images) if images else last),
-        max_tokens=max_tokens if isinstance(max_tokens, int) and not isinstance(max_tokens, bool) else None,
+        max_tokens=max_tokens_of(context.input.options),
         json_mode=wants_json and step.output_format == "json_strict",
         json_schema=step.config.json_schema if wants_json else None,
     )
+
+
+def max_tokens_of(options: Mapping[str, Any]) -> int | None:
+    """`options.max_tokens`, where 12.0 is 12; None if there is none, or no whole number (see admission.py)."""
+    value = options.get("max_tokens")
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def with_turns(call: ProviderCall, *turns: Message) -> ProviderCall:

@@ -173,6 +173,25 @@ async def test_what_cannot_run_is_refused_before_anything_is_stored(autojump_clo
         assert (await setting.engine.list_jobs(JobFilter()))[0] == []
 
 
+@pytest.mark.parametrize(("given", "sent"), [(12, 12), (12.0, 12), (0, 0), (None, None), ("", None)])
+async def test_the_limit_of_tokens_is_sent_as_a_whole_number(
+    autojump_clock: MockClock, given: object, sent: int | None
+) -> None:
+    registry = ScriptedRegistry()
+    async with open_setting(registry=registry) as setting:
+        await setting.run([llm("a")], options={"max_tokens": given})
+        [call] = registry.calls
+        assert call.max_tokens == sent
+        assert type(call.max_tokens) is type(sent)
+
+
+@pytest.mark.parametrize("given", ["12", 12.5, True, [12]])
+async def test_a_limit_of_tokens_that_is_no_whole_number_is_refused(autojump_clock: MockClock, given: object) -> None:
+    async with open_setting() as setting:
+        with pytest.raises(InvalidRequestError, match=r"input\.options\.max_tokens: expected a whole number"):
+            await setting.submit([llm("a")], options={"max_tokens": given})
+
+
 async def test_bytes_are_their_text_or_a_note_of_their_size(autojump_clock: MockClock) -> None:
     registry = ScriptedRegistry({"m": [Script(echo=True)]})
     async with open_setting(registry=registry) as setting:
