@@ -13,7 +13,7 @@ _LENGTH_REASONS = frozenset({"length", "max_tokens", "model_length"})
 
 
 class AnswerText:
-    """Turns pieces of text and reasoning into chunks, and knows at the end whether there was anything."""
+    """Turns pieces of text and reasoning into chunks, and knows at the end whether there was more than white space."""
 
     def __init__(self) -> None:
         self._text = TextJoiner()
@@ -24,7 +24,7 @@ class AnswerText:
     def text(self, piece: Any) -> list[Chunk]:
         """The chunks for a piece; anything but a text (null, a missing value) is no piece."""
         content = self._text.feed(piece) if isinstance(piece, str) else ""
-        self.has_text = self.has_text or bool(content)
+        self.has_text = self.has_text or _says_something(content)
         return [Chunk(content)] if content else []
 
     def reasoning(self, piece: Any) -> list[Chunk]:
@@ -35,7 +35,7 @@ class AnswerText:
     def flush(self) -> list[Chunk]:
         """What was held back for a next piece that never came."""
         reasoning, text = self._reasoning.flush(), self._text.flush()
-        self.has_text = self.has_text or bool(text)
+        self.has_text = self.has_text or _says_something(text)
         chunks = [Chunk(reasoning, "reasoning")] if reasoning else []
         return [*chunks, Chunk(text)] if text else chunks
 
@@ -47,9 +47,13 @@ class AnswerText:
             spent = "on reasoning " if self.has_reasoning else ""
             message = f"the token limit was spent {spent}before any answer of {address}: raise max_tokens"
             raise ProviderError(ErrorCode.OUTPUT_TRUNCATED, message)
-        only = "only reasoning and no text" if self.has_reasoning else "nothing"
+        only = "only reasoning and no text" if self.has_reasoning else "no text"
         message = f"the answer of {address} holds {only} (finish reason: {finish_reason or 'none'})"
         raise ProviderError(ErrorCode.PROVIDER_EMPTY, message, retryable=True)
+
+
+def _says_something(text: str) -> bool:
+    return bool(text) and not text.isspace()
 
 
 class ToolCalls:

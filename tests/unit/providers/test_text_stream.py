@@ -104,6 +104,12 @@ def test_text_and_reasoning_are_separate_channels() -> None:
     text.check_not_empty(finish_reason="stop", address="a")
 
 
+def test_white_space_around_a_text_stays() -> None:
+    text = AnswerText()
+    assert [*text.text(" \n"), *text.text("x"), *text.text("\n")] == [Chunk(" \n"), Chunk("x"), Chunk("\n")]
+    text.check_not_empty(finish_reason="stop", address="a")
+
+
 @pytest.mark.parametrize(
     ("reasoning", "finish_reason", "code", "retryable"),
     [
@@ -113,11 +119,13 @@ def test_text_and_reasoning_are_separate_channels() -> None:
         ("", "length", ErrorCode.OUTPUT_TRUNCATED, False),
     ],
 )
+@pytest.mark.parametrize("content", ["", " ", "\n\t\u3000"])
 def test_an_answer_without_text_is_an_error(
-    reasoning: str, finish_reason: str, code: ErrorCode, retryable: bool
+    content: str, reasoning: str, finish_reason: str, code: ErrorCode, retryable: bool
 ) -> None:
     text = AnswerText()
     text.reasoning(reasoning)
+    text.text(content)
     with pytest.raises(ProviderError) as caught:
         text.check_not_empty(finish_reason=finish_reason, address="a")
     assert (caught.value.code, caught.value.retryable) == (code, retryable)
