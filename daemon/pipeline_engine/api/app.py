@@ -35,7 +35,16 @@ def create_app(api: Api) -> AsgiApp:
         rule = re.sub(r"\{(\w+)\}", r"<\1>", route.path)
         endpoint = f"{route.method} {route.path}"
         app.add_url_rule(rule, endpoint=endpoint, view_func=_view(api, route), methods=[route.method])
+        if route.is_stream:
+            _take_no_head(app, endpoint)
     return DirectCalls(app, api, [*jobs.ROUTES, *streams.ROUTES])
+
+
+def _take_no_head(app: QuartTrio, endpoint: str) -> None:
+    """The router adds HEAD to each GET; a stream would have to be read to its end for its length."""
+    for rule in app.url_map.iter_rules(endpoint):
+        if rule.methods is not None:
+            rule.methods.discard("HEAD")
 
 
 def _view(api: Api, route: Route) -> Callable[..., Awaitable[Response]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline_engine.api.calls import Answer, Call, Route
 from pipeline_engine.api.context import Api
-from pipeline_engine.api.errors import answer_for, answer_for_status, error_answer
+from pipeline_engine.api.errors import answer_for, error_answer
 from pipeline_engine.api.requests import decode_body, read_json, read_query
 from pipeline_engine.errors import PipelineEngineError
 
@@ -43,8 +43,6 @@ async def answer_request(api: Api, route: Route, request: Request) -> Answer:
 
 
 async def _handle(api: Api, route: Route, request: Request) -> Answer:
-    if route.is_stream and request.method == "HEAD":
-        return answer_for_status(405, allow="GET")
     if route.needs_engine:
         _ = api.ready_local  # before anything else is wrong with the request, the daemon is starting
     query = read_query(request.query, route.query)

@@ -22,7 +22,7 @@ from pipeline_engine.api.routes import ROUTES
         ("PATCH", "/v1/jobs", 405, "GET, HEAD, POST"),
         ("OPTIONS", "/v1/jobs", 405, "GET, HEAD, POST"),
         ("PUT", "/health", 405, "GET, HEAD"),
-        ("POST", "/v1/jobs/x/stream", 405, "GET, HEAD"),
+        ("POST", "/v1/jobs/x/stream", 405, "GET"),
         ("GET", "/v1/config/engine", 405, "POST"),
     ],
 )
@@ -34,6 +34,12 @@ async def test_wrong_addresses_are_told_as_json(
         assert (answer.status, answer.headers.get("allow")) == (status, allow)
         assert answer.headers["content-type"] == "application/json"
         assert answer.error["code"] == ("not_found" if status == 404 else "method_not_allowed")
+
+
+async def test_a_stream_has_no_head(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        answer = await api.ask("HEAD", "/v1/jobs/x/stream")
+        assert (answer.status, answer.headers["allow"]) == (405, "GET")
 
 
 async def test_a_fault_of_ours_tells_nothing_and_is_logged_once(
