@@ -95,9 +95,10 @@ def command(
 def _definition(pipeline: str, config: Config) -> PipelineDef | None:
     """The definition in the file of that name; None when it is the type of a configured pipeline."""
     path = Path(pipeline)
-    if not path.exists():
-        if path.suffix in {".yaml", ".yml", ".json", ".toml"} or "/" in pipeline:
-            raise InvalidRequestError([Problem("", "there is no such file")], source=pipeline)
+    is_path = path.suffix in {".yaml", ".yml", ".json", ".toml"} or "/" in pipeline
+    if is_path and not path.exists():
+        raise InvalidRequestError([Problem("", "there is no such file")], source=pipeline)
+    if not is_path and not path.is_file():  # a directory may have the name of a pipeline by chance
         _warn_of_bad_files(config)
         return None
     loaded = load_definitions(path, checker=file_checker(config))

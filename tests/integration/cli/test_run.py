@@ -74,6 +74,17 @@ def test_the_result_goes_to_stdout_and_progress_to_stderr(home: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "[1] 0\n", "")
 
 
+def test_a_directory_of_its_name_hides_no_pipeline(home: Path) -> None:
+    (home / "greeting.v1").mkdir()
+    known = home / "known"
+    known.mkdir()
+    (home / "greeting.yaml").rename(known / "greeting.yaml")
+    done = run(home, "greeting.v1", "--option", "word=hi", "--quiet", PIPELINE_ENGINE_PIPELINES_DIR=str(known))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hi 0\n", "")
+    done = run(home, "./greeting.v1")
+    assert (done.returncode, done.stderr) == (2, "pipeline-engine: greeting.v1: cannot be read: Is a directory\n")
+
+
 def test_an_option_that_nothing_reads_is_warned_of(home: Path) -> None:
     done = run(home, "greeting.yaml", "--option", "word=hi", "--option", "wrod=ho", "--json")
     assert (done.returncode, json.loads(done.stdout)["job"]["status"]) == (0, "succeeded")
