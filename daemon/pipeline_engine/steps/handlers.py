@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
+import traceback
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from pipeline_engine.errors import ErrorCode, StepError
 
+log = logging.getLogger(__name__)
+
 ENTRY_POINT_GROUP = "pipeline_engine.steps"
+TOLD_JOBS = 256  # for so many jobs a handler remembers that its traceback is in the log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +44,16 @@ class HandlerItem:
 
 
 #: A handler returns a text, any JSON value, or None to leave the item out. It may be async.
-Handler = Callable[[HandlerItem], Any]
+HandlerFunction = Callable[[HandlerItem], Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Handler:
+    """A handler that is loaded, and the jobs whose log has a traceback of it: one of a thousand items is enough."""
+
+    function: HandlerFunction
+    module: str
+    told_jobs: deque[str] = field(default_factory=lambda: deque(maxlen=TOLD_JOBS))
 
 
 class Handlers:
@@ -57,10 +73,10 @@ class Handlers:
             self._loaded[name] = self._load(name)
         return self._loaded[name]
 
-    def add(self, name: str, handler: Handler) -> None:
+    def add(self, name: str, function: HandlerFunction) -> None:
         """Offer a function of the running program under a name."""
-        self._configured[name] = f"{handler.__module__}:{handler.__qualname__}"
-        self._loaded[name] = handler
+        self._configured[name] = f"{function.__module__}:{function.__qualname__}"
+        self._loaded[name] = Handler(function, function.__module__)
 
     def _installed(self) -> dict[str, metadata.EntryPoint]:
         if self._entry_points is None:
@@ -70,31 +86,62 @@ class Handlers:
     def _load(self, name: str) -> Handler:
         if not self.known(name):
             raise StepError(ErrorCode.MISSING_DEPENDENCY, f"there is no handler {name!r}")
+        configured = self._configured.get(name)
+        module = self._installed()[name].module if configured is None else configured.partition(":")[0]
         try:
-            if name in self._configured:
-                module, _, attribute = self._configured[name].partition(":")
-                handler = getattr(importlib.import_module(module), attribute)
+            if configured is None:
+                function = self._installed()[name].load()
             else:
-                handler = self._installed()[name].load()
-        except (Exception, SystemExit) as exc:  # importing runs the module, which can do anything
-            words = f"the handler {name!r} cannot be imported: {type(exc).__name__}: {exc}"
+                function = getattr(importlib.import_module(module), configured.partition(":")[2])
+        except BaseException as exc:  # importing runs the module, which can do anything
+            _let_cancellation_pass(exc)
+            words = f"the handler {name!r} cannot be imported: {_described(exc, module)}"
+            if isinstance(exc, ModuleNotFoundError):
+                words += "; the daemon imports what is installed beside it, or lies in a folder of its PYTHONPATH"
             raise StepError(ErrorCode.MISSING_DEPENDENCY, words) from exc
-        if not callable(handler):
+        if not callable(function):
             raise StepError(ErrorCode.MISSING_DEPENDENCY, f"the handler {name!r} is not a function")
-        return handler  # type: ignore[no-any-return]  # whatever is callable; what it returns is checked at the call
+        return Handler(function, module)
 
 
 async def call_handler(handler: Handler, item: HandlerItem, *, threads: trio.CapacityLimiter) -> Any:
     """What the handler returns. A plain function runs in a worker thread, which a cancellation leaves to itself.
 
-    Raises StepError(tool_failed) with the exception's type and message when the handler raises.
+    Raises StepError(tool_failed) with the exception's type, message and place when the handler raises.
     """
     try:
-        if inspect.iscoroutinefunction(handler):
-            return await handler(item)
-        return await trio.to_thread.run_sync(handler, item, abandon_on_cancel=True, limiter=threads)
+        if inspect.iscoroutinefunction(handler.function):
+            return await handler.function(item)
+        return await trio.to_thread.run_sync(handler.function, item, abandon_on_cancel=True, limiter=threads)
     except StepError:
         raise
-    except (Exception, SystemExit) as exc:  # sys.exit() in a plug-in must not end the daemon
-        words = f"the handler raised {type(exc).__name__}: {exc}"
+    except BaseException as exc:  # sys.exit(), or a panic of an extension module, must not end the daemon
+        _let_cancellation_pass(exc)
+        if item.job_id not in handler.told_jobs:
+            handler.told_jobs.append(item.job_id)
+            log.exception("a handler failed in job %s, step %s", item.job_id, item.step_id)
+        words = f"the handler raised {_described(exc, handler.module)}"
         raise StepError(ErrorCode.TOOL_FAILED, words) from exc
+
+
+def _let_cancellation_pass(exc: BaseException) -> None:
+    """Raise what trio has to see of an exception: the cancellation of a scope outside of the handler.
+
+    What came up beside it, as the handler was cancelled, is of no use to anybody any more; an exception that trio does
+    not expect would end the daemon.
+    """
+    if isinstance(exc, trio.Cancelled):
+        raise exc
+    if isinstance(exc, BaseExceptionGroup) and (cancelled := exc.subgroup(trio.Cancelled)) is not None:
+        raise cancelled from None
+
+
+def _described(exc: BaseException, module: str) -> str:
+    """The exception's type and message, and the last place (`my_steps.py:3`) in the package that the module is of."""
+    package = module.partition(".")[0]
+    places = [
+        f" ({Path(frame.f_code.co_filename).name}:{line})"
+        for frame, line in traceback.walk_tb(exc.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] == package
+    ]
+    return f"{type(exc).__name__}: {exc}{places[-1] if places else ''}"
