@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import TextIO
-
-import structlog
-from structlog.typing import Processor
+from typing import TYPE_CHECKING, TextIO
 
 from pipeline_engine.config import LogFormat, LogLevel
 from pipeline_engine.journal import JournalHandler, is_journal, priority
+
+if TYPE_CHECKING:
+    from structlog.typing import Processor
 
 #: They write headers and addresses of requests when they are let; what matters of that our own modules say.
 _QUIET = ("h11", "httpcore", "httpx", "hypercorn", "quart", "quart.app", "asyncio", "urllib3")
@@ -60,14 +60,26 @@ def set_up_logging(
     if log_format is LogFormat.JOURNAL and environ is not None and is_journal(stream, environ):
         handler = JournalHandler(fallback=handler)
         handler.setFormatter(RedactingFormatter(logging.Formatter("%(message)s"), redact))
-    root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-    root.addHandler(handler)
+    _use(handler)
     logging.captureWarnings(capture=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     set_log_level(level)
+
+
+def log_to_terminal(stream: TextIO, *, redact: Callable[[str], str] = _as_it_is) -> None:
+    """Send warnings and worse to the stream, as a command says them that runs an engine of its own."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(RedactingFormatter(logging.Formatter("pipeline-engine: %(message)s"), redact))
+    _use(handler)
+    set_log_level(LogLevel.WARNING)
+
+
+def _use(handler: logging.Handler) -> None:
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
 
 
 def set_log_level(level: LogLevel) -> None:
@@ -77,6 +89,8 @@ def set_log_level(level: LogLevel) -> None:
 def _formatter(log_format: LogFormat, *, colors: bool) -> logging.Formatter:
     if log_format is LogFormat.JOURNAL:
         return JournalFormatter()
+    import structlog  # noqa: PLC0415 - slow to import, and `run` does without
+
     shared: list[Processor] = [
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,

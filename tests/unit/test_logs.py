@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline_engine.config import LogFormat, LogLevel
-from pipeline_engine.logs import set_log_level, set_up_logging
+from pipeline_engine.logs import log_to_terminal, set_log_level, set_up_logging
 
 log = logging.getLogger("some.module")
 
@@ -89,3 +89,11 @@ def test_setting_up_twice_writes_once() -> None:
     stream = written(LogFormat.JOURNAL)
     log.info("once")
     assert stream.getvalue().count("once") == 1
+
+
+def test_a_command_tells_of_warnings_and_worse_without_secrets() -> None:
+    stream = io.StringIO()
+    log_to_terminal(stream, redact=lambda text: text.replace("sk-secret", "***"))
+    log.info("unseen")
+    log.warning("bad key sk-secret")
+    assert stream.getvalue() == "pipeline-engine: bad key ***\n"

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import sys
 
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its code."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # at any moment, also while a command is being imported
+        print("pipeline-engine: interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _run() -> None:
     try:
         from pipeline_engine.cli.commands import cli  # noqa: PLC0415 - the extra may be missing
     except ModuleNotFoundError as exc:
@@ -14,5 +25,5 @@ def main() -> None:
             raise
         words = f"the module {exc.name!r} is missing; install the daemon with: pip install 'pipeline-engine[daemon]'"
         print(f"pipeline-engine: {words}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(EXIT_USAGE)
     cli(prog_name="pipeline-engine")

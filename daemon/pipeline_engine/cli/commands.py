@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import click
 
 from pipeline_engine import __version__
+from pipeline_engine.cli import EXIT_USAGE
 from pipeline_engine.cli.examples import add_examples
 from pipeline_engine.errors import PipelineEngineError
 
@@ -32,7 +34,7 @@ SUBCOMMANDS = {
     "systemd": ("pipeline_engine.cli.systemd", "Install or remove the units for systemd."),
 }
 
-EXIT_USAGE = 2
+EXIT_FAILED = 1
 EXIT_NO_READER = 141  # as a program ends that SIGPIPE has killed: 128 + 13
 
 
@@ -55,23 +57,40 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in SUBCOMMANDS.items()])
 
-    def main(self, *args: Any, **extra: Any) -> Any:
-        """As `head` wants it: when nobody reads the output any more, the program ends without a word."""
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
+        """Run the command, and end the program with its exit code. Raises KeyboardInterrupt for any interrupt."""
         output = sys.stdout
         try:
             try:
-                return super().main(*args, **extra)
+                code = self._run(*args, **extra)
             finally:
-                sys.stdout.flush()  # what a command has left for the end of the program
-        except BrokenPipeError:
-            # What is left is written to nowhere, where the end of the interpreter would complain about it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
-            sys.exit(EXIT_NO_READER)
+                output.flush()  # what a command has left for the end of the program
         except SystemExit:
             # Click has seen it, and put something else in its place. Its own code would say that a job has failed.
             if sys.stdout is not output:
                 sys.exit(EXIT_NO_READER)
             raise
+        except OSError as exc:
+            # Commands tell of files and connections themselves; what is left is standard output.
+            if exc.filename is not None:
+                raise
+            # What it has not taken is written to nowhere, where the end of the interpreter would complain about it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
+            if isinstance(exc, BrokenPipeError):  # as `head` wants it
+                sys.exit(EXIT_NO_READER)
+            click.echo(f"pipeline-engine: standard output cannot be written: {exc.strerror}", err=True)
+            sys.exit(EXIT_FAILED)
+        sys.exit(code)
+
+    def _run(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> int:
+        """The exit code of a command that has not named one by sys.exit."""
+        try:
+            return super().main(args, prog_name, standalone_mode=False, **extra) or 0
+        except click.ClickException as exc:
+            exc.show()
+            return exc.exit_code
+        except click.Abort:
+            raise KeyboardInterrupt from None  # click has put its own exception in place of it
 
     def invoke(self, ctx: click.Context) -> Any:
         """Errors of the engine are for people: a message, and the exit code for bad input."""
@@ -80,6 +99,10 @@ class LazyGroup(click.Group):
         except PipelineEngineError as exc:
             click.echo(f"pipeline-engine: {exc.message}", err=True)
             ctx.exit(EXIT_USAGE)
+        except BaseExceptionGroup as group:
+            if group.subgroup(KeyboardInterrupt) is None:
+                raise
+            raise KeyboardInterrupt from None  # out of trio's nurseries it comes in groups
 
 
 @click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

@@ -68,7 +68,9 @@ def command(
         with _opened(output) as out:
             report = export_jobs(store, ArtifactFiles(config.data_dir / "artifacts"), chosen, out)
     except OSError as exc:
-        raise PipelineEngineError(f"the jobs cannot be written: {exc.strerror}") from exc
+        if output is None and exc.filename is None:  # standard output: the end of the program tells of it
+            raise
+        raise PipelineEngineError(f"{exc.filename or output}: the jobs cannot be written: {exc.strerror}") from exc
     finally:
         store.close()
     if as_json:

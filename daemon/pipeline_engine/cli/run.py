@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import msgspec
@@ -17,6 +17,7 @@ import trio
 from rich.console import Console
 
 from pipeline_engine.assembly import LocalEngine, file_checker, open_local_engine
+from pipeline_engine.cli import EXIT_INTERRUPTED
 from pipeline_engine.cli.display import (
     Display,
     LiveDisplay,
@@ -33,7 +34,9 @@ from pipeline_engine.decoding import to_json
 from pipeline_engine.definitions import load_definitions, load_directories
 from pipeline_engine.engine import Engine
 from pipeline_engine.errors import InvalidRequestError, PipelineEngineError, Problem, UnknownPipelineError
+from pipeline_engine.logs import log_to_terminal
 from pipeline_engine.models import Job, JobId, JobInput, JobRequest, JobStatus, PipelineDef
+from pipeline_engine.redaction import Redactor
 from pipeline_engine.suggestions import known_names
 
 EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.CANCELLED: 130}
@@ -77,12 +80,24 @@ def command(
     )
     with ExitStack() as stack:
         if data_dir is None:
-            data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pipeline-engine-")))
+            # Of a program that ends at once something may still be writing there.
+            folder = tempfile.TemporaryDirectory(prefix="pipeline-engine-", ignore_cleanup_errors=True)
+            data_dir = Path(stack.enter_context(folder))
         display = _display(quiet=quiet)
-        try:
-            job = trio.run(_run, config, data_dir, request, display)
-        finally:
-            display.close()
+        stack.callback(display.close)
+        redactor = Redactor()
+        log_to_terminal(sys.stderr, redact=redactor.redact)
+
+        def end_at_once() -> NoReturn:
+            # Whatever was interrupted by this, the display perhaps: the program ends.
+            try:
+                _kill_children()
+                stack.close()
+                os.write(sys.stderr.fileno(), b"pipeline-engine: interrupted\n")
+            finally:
+                os._exit(EXIT_INTERRUPTED)
+
+        job = trio.run(_run, config, data_dir, redactor, request, display, end_at_once)
     if isinstance(job, UnknownPipelineError):
         hint = "a definition file is named by its path, and found by its type in PIPELINE_ENGINE_PIPELINES_DIR"
         raise PipelineEngineError(f"{job.message}; {hint}")
@@ -125,16 +140,23 @@ def _display(*, quiet: bool) -> Display:
     return LiveDisplay(console) if console.is_terminal else PlainDisplay(sys.stderr)
 
 
-async def _run(config: Config, data_dir: Path, request: JobRequest, display: Display) -> Job | PipelineEngineError:
+async def _run(
+    config: Config,
+    data_dir: Path,
+    redactor: Redactor,
+    request: JobRequest,
+    display: Display,
+    end_at_once: Callable[[], NoReturn],
+) -> Job | PipelineEngineError:
     """The finished job, or why there is none: an exception would come out of the engine's nurseries in groups."""
-    async with open_local_engine(config, data_dir=data_dir, environ=os.environ) as local:
+    async with open_local_engine(config, data_dir=data_dir, environ=os.environ, redactor=redactor) as local:
         engine = local.engine
         try:
             job = await engine.submit(request)
         except PipelineEngineError as exc:
             return exc
         _warn_of_unread_options(local, request)
-        async with _cancelled_by_signals(engine, job.id), engine.follow(job.id) as follower:
+        async with _cancelled_by_signals(engine, job.id, end_at_once), engine.follow(job.id) as follower:
             while (lines := await follower.next_batch()) is not None:
                 for line in lines:
                     display.show(msgspec.json.decode(line))
@@ -154,19 +176,44 @@ def _warn_of_unread_options(local: LocalEngine, request: JobRequest) -> None:
 
 
 @asynccontextmanager
-async def _cancelled_by_signals(engine: Engine, job_id: JobId) -> AsyncIterator[None]:
+async def _cancelled_by_signals(
+    engine: Engine, job_id: JobId, end_at_once: Callable[[], NoReturn]
+) -> AsyncIterator[None]:
     """While in the block, the first Ctrl-C (or SIGTERM) cancels the job, and a second one ends the program."""
+    token = trio.lowlevel.current_trio_token()
+    asked = trio.Event()
+    signals = 0
 
-    async def listen() -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            await anext(signals)
-        # The receiver is closed: the next signal has its usual effect.
+    def heed(*_: object) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1:
+            # Not by way of the event loop: a handler may be blocking it, and a tool have a long grace.
+            end_at_once()
+        token.run_sync_soon(asked.set)
+
+    async def cancel() -> None:
+        await asked.wait()
         await engine.cancel(job_id, "cancelled by the user")
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(listen)
-        yield
-        nursery.cancel_scope.cancel()
+    before = {number: signal.signal(number, heed) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel)
+            yield
+            nursery.cancel_scope.cancel()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _kill_children() -> None:
+    """Kill tools and model servers with all that they have started: what they leave would go on without us."""
+    for listed in Path("/proc/self/task").glob("*/children"):
+        for child in map(int, listed.read_text(encoding="ascii").split()):
+            with suppress(ProcessLookupError, PermissionError):
+                if os.getpgid(child) == child:
+                    os.killpg(child, signal.SIGKILL)
 
 
 def _report(job: Job, *, as_json: bool) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -45,20 +46,23 @@ class _Doer:
             return
         self._say(f"make {folder}")
         if not self.dry_run:
-            folder.mkdir(mode=mode, parents=True)
+            with _told(folder, "written"):
+                folder.mkdir(mode=mode, parents=True)
 
     def write(self, file: Path, text: str) -> None:
         self._say(f"write {file}")
         if self.dry_run:
             click.echo(text)
         else:
-            file.write_text(text, encoding="utf-8")
+            with _told(file, "written"):
+                file.write_text(text, encoding="utf-8")
 
     def remove(self, file: Path) -> None:
         if file.exists():
             self._say(f"remove {file}")
             if not self.dry_run:
-                file.unlink()
+                with _told(file, "removed"):
+                    file.unlink()
 
     def systemctl(self, *arguments: str, may_fail: bool = False) -> None:
         command = ["systemctl", *(["--user"] if self.for_user else []), *arguments]
@@ -76,6 +80,15 @@ class _Doer:
         click.echo(f"would {what}" if self.dry_run else what)
 
 
+@contextmanager
+def _told(path: Path, participle: str) -> Iterator[None]:
+    """An error of the file system in this block is told with the path."""
+    try:
+        yield
+    except OSError as exc:
+        raise InstallError(f"{path} cannot be {participle}: {exc.strerror}") from exc
+
+
 @click.group()
 def command() -> None:
     """Install or remove the units for systemd."""
@@ -90,15 +103,12 @@ def install(for_user: bool, dry_run: bool) -> None:
     start = exec_start(sys.executable)
     if not for_user:
         check_visible([Path(sys.executable), Path(sys.executable).resolve(), Path(pipeline_engine.__file__)])
-    try:
-        doer.make_folder(doer.folder, 0o755)
-        if not for_user:
-            doer.make_folder(CREDENTIALS.parent, 0o755)
-            doer.make_folder(CREDENTIALS, 0o700)
-        for name, text in unit_texts(start, for_user=for_user):
-            doer.write(doer.folder / name, text)
-    except OSError as exc:
-        raise InstallError(f"{exc.filename} cannot be written: {exc.strerror}") from exc
+    doer.make_folder(doer.folder, 0o755)
+    if not for_user:
+        doer.make_folder(CREDENTIALS.parent, 0o755)
+        doer.make_folder(CREDENTIALS, 0o700)
+    for name, text in unit_texts(start, for_user=for_user):
+        doer.write(doer.folder / name, text)
     doer.systemctl("daemon-reload")
     doer.systemctl("enable", "--now", "pipeline-engine.socket")
     doer.systemctl("enable", "pipeline-engine.service")
@@ -111,11 +121,8 @@ def uninstall(for_user: bool, dry_run: bool) -> None:
     """Stop the daemon and remove the units. Its configuration and its state stay."""
     doer = _Doer(for_user, dry_run)
     doer.systemctl("disable", "--now", *UNITS, may_fail=True)
-    try:
-        for name in UNITS:
-            doer.remove(doer.folder / name)
-    except OSError as exc:
-        raise InstallError(f"{exc.filename} cannot be removed: {exc.strerror}") from exc
+    for name in UNITS:
+        doer.remove(doer.folder / name)
     doer.systemctl("daemon-reload")
 
 

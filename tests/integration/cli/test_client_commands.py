@@ -291,32 +291,59 @@ def test_convert_translates_what_it_can_and_names_the_rest(daemon: DaemonProcess
     assert (tmp_path / "new.txt").read_text(encoding="utf-8").startswith("{{ options.x }}")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--help",),
-        ("config", "show", "--json"),
-        ("jobs", "list"),
-        ("submit", "words.v1", "--follow", "--quiet"),
-        ("run", "{home}/first.yaml", "--source", "note:me={home}/first.yaml", "--quiet"),
-    ],
-    ids=lambda arguments: arguments[0],
-)
+PRINTING = [
+    ("--help",),
+    ("config", "show", "--json"),
+    ("jobs", "list"),
+    ("submit", "words.v1", "--follow", "--quiet"),
+    ("run", "{home}/first.yaml", "--source", "note:me={home}/first.yaml", "--quiet"),
+    ("export",),
+    ("systemd", "install", "--user", "--dry-run"),
+]
+
+
+def call_writing_to(
+    daemon: DaemonProcess, arguments: tuple[str, ...], output: int, **variables: str
+) -> tuple[int, str]:
+    """The exit code of a command, and what it says on standard error."""
+    file = daemon.home / "first.yaml"
+    if not file.exists():
+        ok(daemon, "init", str(file))
+    ok(daemon, "submit", "words.v1", "--follow")  # so that there is something to print
+    filled = [argument.format(home=daemon.home) for argument in arguments]
+    environment = {name: value for name, value in daemon.environment.items() if name != "PYTHONUNBUFFERED"} | variables
+    done = subprocess.run(
+        [*COMMAND, *filled],
+        env=environment,
+        stdout=output,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        timeout=PATIENCE,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("arguments", PRINTING, ids=lambda arguments: arguments[0])
 def test_a_program_whose_output_nobody_reads_ends_without_a_word(
     daemon: DaemonProcess, arguments: tuple[str, ...]
 ) -> None:
-    call(daemon, "init", str(daemon.home / "first.yaml"))
-    filled = [argument.format(home=daemon.home) for argument in arguments]
     reader, writer = os.pipe()
     os.close(reader)  # as after `| head -0`
-    environment = {name: value for name, value in daemon.environment.items() if name != "PYTHONUNBUFFERED"}
     try:
-        done = subprocess.run(
-            [*COMMAND, *filled], env=environment, stdout=writer, stderr=subprocess.PIPE, timeout=PATIENCE, check=False
-        )
+        assert call_writing_to(daemon, arguments, writer) == (141, "")
     finally:
         os.close(writer)
-    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("variables", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", PRINTING, ids=lambda arguments: arguments[0])
+def test_output_that_the_disk_does_not_take_is_told_in_a_line(
+    daemon: DaemonProcess, arguments: tuple[str, ...], variables: dict[str, str]
+) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = call_writing_to(daemon, arguments, full.fileno(), **variables)
+    assert done == (1, "pipeline-engine: standard output cannot be written: No space left on device\n")
 
 
 def test_what_a_cancelled_job_shows(daemon: DaemonProcess, client: PipelineEngineClient) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,20 +14,25 @@ import pytest
 import trio
 from tests.scripted_server import Reply, open_server
 
+COMMAND = [sys.executable, "-m", "pipeline_engine", "providers", "test"]
 MODELS = Reply.json({"object": "list", "data": [{"id": "small"}, {"id": "large"}]})
 TOKENS = Reply.sse({"choices": [{"index": 0, "delta": {"content": "Hi"}}]}, end="stall")
 REFUSED = Reply.json({"error": {"message": "bad key sk-secret", "code": "invalid_api_key"}}, status=401)
 
 
-async def run(tmp_path: Path, profile_id: str, *arguments: str, **profile: Any) -> subprocess.CompletedProcess[bytes]:
-    """Test a profile of a configuration file that has only this one."""
+def write_profile(tmp_path: Path, **profile: Any) -> None:
+    """A configuration file that has only this profile."""
     given = {"id": "mine", "kind": "openai", "default_model": "small", "api_key": "sk-secret", **profile}
     extra = given.pop("extra", None)
     lines = ["[[providers]]", *(f"{key} = {json.dumps(value)}" for key, value in given.items())]
     if extra is not None:
         lines += ["[providers.extra]", *(f"{key} = {json.dumps(value)}" for key, value in extra.items())]
     (tmp_path / "config.toml").write_text("\n".join(lines), encoding="utf-8")
-    command = [sys.executable, "-m", "pipeline_engine", "providers", "test", profile_id, "--config", "config.toml"]
+
+
+async def run(tmp_path: Path, profile_id: str, *arguments: str, **profile: Any) -> subprocess.CompletedProcess[bytes]:
+    write_profile(tmp_path, **profile)
+    command = [*COMMAND, profile_id, "--config", "config.toml"]
     with trio.fail_after(30):
         return await trio.run_process(
             [*command, *arguments],
@@ -76,6 +82,26 @@ async def test_a_server_without_a_list_of_models_can_work(tmp_path: Path) -> Non
     assert done.returncode == 0
     assert b"failed: " in done.stdout
     assert b"its first token is 'Hi'" in done.stdout
+
+
+async def test_ctrl_c_ends_the_test_with_a_line(tmp_path: Path) -> None:
+    async with open_server(MODELS, Reply.sse(end="stall")) as server:
+        write_profile(tmp_path, base_uri=f"{server.url}/v1")
+        process = await trio.lowlevel.open_process(
+            [*COMMAND, "mine", "--config", "config.toml"],
+            cwd=tmp_path,
+            env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path / "xdg")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        with trio.fail_after(30):
+            assert b"lists 2 models" in await process.stdout.receive_some()
+            process.send_signal(signal.SIGINT)
+            told = b"".join([part async for part in process.stderr])
+            assert await process.wait() == 130
+    assert told.strip() == b"pipeline-engine: interrupted"
 
 
 async def test_nobody_there_ends_the_test_at_once(tmp_path: Path) -> None:

@@ -239,6 +239,40 @@ def test_a_signal_cancels_the_job_and_leaves_nothing(home: Path, which: signal.S
     assert not list(home.glob("pipeline-engine-*"))
 
 
+def test_a_second_ctrl_c_ends_the_program_at_once(home: Path) -> None:
+    (home / "patient.toml").write_text(TOOLS.replace("grace_s = 0.3", "grace_s = 60"), encoding="utf-8")
+    marker = f"3600.{os.getpid()}"
+    script = f"trap 'touch {home}/asked' TERM; touch {home}/started; sleep {marker} & while :; do sleep {marker}; done"
+    process = subprocess.Popen(
+        [*COMMAND, "run", "shell.yaml", "--config", "patient.toml", "-o", f"script={script}"],
+        cwd=home,
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    wait_until((home / "started").exists)
+    process.send_signal(signal.SIGINT)
+    wait_until(lambda: (home / "asked").exists() or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)  # seconds; the tool has a minute
+    assert (process.returncode, out, err) == (130, "", "pipeline-engine: interrupted\n")
+    wait_until(lambda: children_of(marker) == [])
+    assert [path for path in home.glob("pipeline-engine-*") if "tool" not in path.name] == []
+
+
+def test_a_handler_that_fails_is_told_with_its_place_and_its_traceback(home: Path) -> None:
+    (home / "hh.py").write_text('def boom(item):\n    x = {}\n    return x["nokey"]\n', encoding="utf-8")
+    (home / "handlers.toml").write_text('[handlers]\nboom = "hh:boom"\n', encoding="utf-8")
+    (home / "boom.yaml").write_text(
+        "type: b\nsteps: [{id: s, kind: custom, config: {handler: boom}}]\n", encoding="utf-8"
+    )
+    done = run(home, "boom.yaml", "--config", "handlers.toml", PYTHONPATH=str(home))
+    assert done.returncode == 1
+    assert "job failed in s: tool_failed: the handler raised KeyError: 'nokey' (hh.py:3)\n" in done.stderr
+    assert done.stderr.count('    return x["nokey"]\n') == 1
+
+
 def test_after_kill_9_a_run_on_the_same_data_goes_on(home: Path) -> None:
     """What was finished is not done again; the log of the job has no gap."""
     (home / "many.yaml").write_text(
