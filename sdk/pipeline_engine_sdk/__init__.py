@@ -6,6 +6,7 @@ from ._async_client import AsyncPipelineEngineClient
 from ._async_io import AsyncEventStream, AsyncJobs
 from ._errors import (
     ApiError,
+    ClientClosed,
     Conflict,
     ConnectionFailed,
     DeadlineExceeded,
@@ -56,6 +57,7 @@ __all__ = [
     "AsyncEventStream",
     "AsyncJobs",
     "AsyncPipelineEngineClient",
+    "ClientClosed",
     "Conflict",
     "ConnectionFailed",
     "DeadlineExceeded",

@@ -12,6 +12,7 @@ import httpx
 from . import _calls
 from ._calls import Call, read_answer
 from ._client import ClientCore, JobPages
+from ._errors import ClientClosed
 from ._event_loops import LoopGuard, sleep
 from ._following import Following
 from ._models import Event, Job
@@ -72,7 +73,7 @@ class AsyncCaller:
         while True:
             attempts.begin()
             try:
-                response = await self.http.send(self.core.request(call, timeout_s=timeout_s), stream=True)
+                response = await self.send(self.core.request(call, timeout_s=timeout_s))
                 if response.is_success:
                     return response
                 try:
@@ -84,6 +85,12 @@ class AsyncCaller:
             else:
                 pause = attempts.after_answer(response.status_code, response.headers, content)
             await sleep(pause)
+
+    async def send(self, request: httpx.Request) -> httpx.Response:
+        """The answer, its body not yet read. Raises ClientClosed."""
+        if self.http.is_closed:
+            raise ClientClosed("this client is closed; open another one")
+        return await self.http.send(request, stream=True)
 
     def timeout(self, timeout_s: float | None) -> float | None:
         return self._timeout_s if timeout_s is None else timeout_s
@@ -157,7 +164,7 @@ class AsyncEventStream:
 
     async def _connect(self) -> float:
         call = self._following.next_call()
-        response = await self._caller.http.send(self._caller.core.stream_request(call), stream=True)
+        response = await self._caller.send(self._caller.core.stream_request(call))
         if response.is_success:
             self._connection = response, response.aiter_bytes()
             self._caller.streams.add(self)

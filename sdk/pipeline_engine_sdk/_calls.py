@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 from urllib.parse import quote
@@ -30,6 +30,8 @@ from ._models import (
 T = TypeVar("T")
 
 Object: TypeAlias = Mapping[str, Any]
+
+_BYTES = (bytes, bytearray, memoryview)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,15 +229,38 @@ def _segment(text: str, what: str) -> str:
 
 
 def _object(value: Model | Object) -> dict[str, Any]:
-    return value.to_dict() if isinstance(value, Model) else dict(value)
+    if isinstance(value, Model):
+        fields: dict[str, Any] = msgspec.to_builtins(value, builtin_types=_BYTES)
+        return fields
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"expected a dict or a typed model, not {value!r}")
+    return dict(value)
 
 
 def _encode(value: Object) -> bytes:
     """The value as JSON; typed models may stand anywhere in it."""
     try:
-        return msgspec.json.encode(value)
-    except (TypeError, ValueError) as exc:
+        path = _place_of_bytes(value)
+        if path is None:
+            return msgspec.json.encode(value)
+    except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidRequest(f"the request cannot be written as JSON: {exc}") from exc
+    words = f"{path}: JSON has no bytes; those of a source go into content_base64: base64.b64encode(data).decode()"
+    raise InvalidRequest(words, details={"path": path})
+
+
+def _place_of_bytes(value: object, path: str = "") -> str | None:
+    """Where bytes stand in the value. The encoder would make a text of them that nobody asked for."""
+    if isinstance(value, _BYTES):
+        return path
+    if isinstance(value, Model):
+        value = msgspec.structs.asdict(value)
+    parts: Iterable[tuple[str, object]] = ()
+    if isinstance(value, Mapping):
+        parts = ((f"{path}.{name}" if path else str(name), part) for name, part in value.items())
+    elif isinstance(value, list | tuple):
+        parts = ((f"{path}[{index}]", part) for index, part in enumerate(value))
+    return next((place for where, part in parts if (place := _place_of_bytes(part, where)) is not None), None)
 
 
 # --- what comes back

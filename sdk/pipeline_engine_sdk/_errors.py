@@ -55,6 +55,12 @@ class DeadlineExceeded(PipelineEngineError):
     code = "deadline_exceeded"
 
 
+class ClientClosed(PipelineEngineError):
+    """A client was used after it was closed."""
+
+    code = "client_closed"
+
+
 class WrongEventLoop(PipelineEngineError):
     """A client was used in another event loop than the one that it was first used in."""
 

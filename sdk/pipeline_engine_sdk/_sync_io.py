@@ -12,6 +12,7 @@ import httpx
 from . import _calls
 from ._calls import Call, read_answer
 from ._client import ClientCore
+from ._errors import ClientClosed
 from ._following import Following
 from ._models import Event
 from ._retries import Attempts
@@ -61,7 +62,7 @@ class Caller:
         while True:
             attempts.begin()
             try:
-                response = self.http.send(self.core.request(call, timeout_s=timeout_s), stream=True)
+                response = self.send(self.core.request(call, timeout_s=timeout_s))
                 if response.is_success:
                     return response
                 try:
@@ -73,6 +74,12 @@ class Caller:
             else:
                 pause = attempts.after_answer(response.status_code, response.headers, content)
             sleep(pause)
+
+    def send(self, request: httpx.Request) -> httpx.Response:
+        """The answer, its body not yet read. Raises ClientClosed."""
+        if self.http.is_closed:
+            raise ClientClosed("this client is closed; open another one")
+        return self.http.send(request, stream=True)
 
     def timeout(self, timeout_s: float | None) -> float | None:
         return self._timeout_s if timeout_s is None else timeout_s
@@ -145,7 +152,7 @@ class EventStream:
 
     def _connect(self) -> float:
         call = self._following.next_call()
-        response = self._caller.http.send(self._caller.core.stream_request(call), stream=True)
+        response = self._caller.send(self._caller.core.stream_request(call))
         if response.is_success:
             self._connection = response, response.iter_bytes()
             self._caller.streams.add(self)

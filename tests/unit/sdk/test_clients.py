@@ -18,8 +18,10 @@ from trio.testing import MockClock
 
 from pipeline_engine_sdk import (
     AsyncPipelineEngineClient,
+    ClientClosed,
     Conflict,
     ConnectionFailed,
+    InvalidRequest,
     JobInput,
     JobRequest,
     PipelineDef,
@@ -214,6 +216,51 @@ def test_both_clients_have_the_same_methods() -> None:
         }
 
     assert methods(AsyncPipelineEngineClient) == methods(PipelineEngineClient)
+
+
+@pytest.mark.parametrize(
+    ("request_", "path"),
+    [
+        ({"input": {"sources": [{"content": "a"}, {"content": b"hello"}]}}, "input.sources[1].content"),
+        ({"input": {"options": {"data": bytearray(b"hello")}}}, "input.options.data"),
+        (JobRequest(input=JobInput(sources=[Source(content=b"hello")])), "input.sources[0].content"),  # type: ignore[arg-type]
+        ({"input": JobInput(options={"data": memoryview(b"hello")})}, "input.options.data"),
+    ],
+)
+async def test_bytes_are_refused_with_their_place(request_: Any, path: str) -> None:
+    script = Script(ok({"job": JOB}))
+    async with client_of(script) as client:
+        with pytest.raises(InvalidRequest, match="content_base64") as caught:
+            await client.run_job(request_)
+        assert caught.value.message.startswith(f"{path}: ")
+        assert caught.value.details == {"path": path}
+        with pytest.raises(InvalidRequest, match=r"^override_input\."):
+            await client.rerun_job("job_1", override_input={"options": {"data": b"hello"}})
+    assert script.requests == []
+
+
+async def test_what_is_no_request_is_refused_in_words() -> None:
+    async with client_of(Script(ok({"job": JOB}))) as client:
+        with pytest.raises(InvalidRequest, match=r"expected a dict or a typed model, not 'orders\.v1'"):
+            await client.run_job("orders.v1")  # type: ignore[arg-type]
+        endless: dict[str, Any] = {}
+        endless["input"] = endless
+        with pytest.raises(InvalidRequest, match="cannot be written as JSON"):
+            await client.create_job(endless)
+
+
+async def test_a_closed_client_says_so() -> None:
+    client = client_of(Script(ok({"status": "ok"})))
+    stream = client.follow_job("job_1")
+    await client.aclose()
+    with pytest.raises(ClientClosed, match="open another one"):
+        await client.health()
+    with pytest.raises(ClientClosed):
+        await anext(stream)
+    plain = PipelineEngineClient("http://127.0.0.1:9", transport=httpx.MockTransport(Script(ok({"status": "ok"}))))
+    plain.close()
+    with pytest.raises(ClientClosed):
+        plain.health()
 
 
 def test_the_sdk_imports_neither_event_loop_nor_the_daemon() -> None:
