@@ -14,6 +14,7 @@ import click
 from pipeline_engine.archive.exporting import export_jobs, finished_jobs
 from pipeline_engine.cli.client import print_json
 from pipeline_engine.cli.display import printable
+from pipeline_engine.cli.sources import parse_label
 from pipeline_engine.config_loader import load_config
 from pipeline_engine.errors import PipelineEngineError
 from pipeline_engine.models import JobId, JobStatus
@@ -62,7 +63,7 @@ def command(
         wanted = JobFilter(
             status=None if status is None else JobStatus(status),
             pipeline_type=pipeline_type,
-            labels=dict(_label(text) for text in labels),
+            labels=dict(parse_label(text) for text in labels),
         )
         chosen = map(JobId, dict.fromkeys(job_ids)) if job_ids else finished_jobs(store, wanted)
         with _opened(output) as out:
@@ -80,13 +81,6 @@ def command(
             click.echo(printable(f"pipeline-engine: {job_id} is left out: {reason}"), err=True)
         click.echo(f"exported {report.exported} jobs", err=True)
     sys.exit(EXIT_LEFT_OUT if report.left_out else 0)
-
-
-def _label(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise click.UsageError(f"--label {text!r} is not NAME=VALUE")
-    return name, value
 
 
 @contextmanager

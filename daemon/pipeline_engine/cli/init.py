@@ -8,6 +8,7 @@ import click
 
 from pipeline_engine.cli.client import EXIT_REFUSED, fail, print_json
 
+YAML_SUFFIXES = (".yaml", ".yml")
 FIRST_PIPELINE = """\
 # A first pipeline. Try it without a daemon, and without a model:
 #
@@ -58,6 +59,10 @@ steps:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(file: Path, as_json: bool) -> None:
     """Write a first pipeline, with comments, to FILE (first.yaml). An existing file is left alone."""
+    if file.suffix not in YAML_SUFFIXES:
+        fail(
+            f"{file} is not named as a YAML file, which it would be; name it {file.with_suffix('.yaml')}", EXIT_REFUSED
+        )
     try:
         with file.open("x", encoding="utf-8") as stream:
             stream.write(FIRST_PIPELINE.replace("FILE", str(file)))

@@ -22,6 +22,7 @@ from pipeline_engine.cli.client import (
     print_table,
 )
 from pipeline_engine.cli.display import print_error, print_items, printable, why_skipped
+from pipeline_engine.cli.sources import parse_label
 from pipeline_engine_sdk import Job, PipelineEngineClient, parse_timestamp
 
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
@@ -44,7 +45,7 @@ def list_jobs(
     status: str | None, pipeline_type: str | None, labels: tuple[str, ...], limit: int, url: str | None, as_json: bool
 ) -> None:
     """List jobs, newest first."""
-    wanted = {name: value for name, _, value in (text.partition("=") for text in labels)}
+    wanted = dict(parse_label(text) for text in labels)
     with open_client(url) as client:
         found = client.iterate_jobs(
             status=status, pipeline_type=pipeline_type, labels=wanted, page_size=min(limit, LARGEST_PAGE)

@@ -1,4 +1,4 @@
-"""Sources and options from the command line."""
+"""Sources, options and labels from the command line."""
 
 from __future__ import annotations
 
@@ -49,6 +49,14 @@ def parse_option(text: str) -> tuple[str, Any]:
         return name, loads_strict(value)
     except JsonTextError:
         return _characters(name), _characters(value)
+
+
+def parse_label(text: str) -> tuple[str, str]:
+    """A name and a value from `NAME=VALUE`."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
 def _characters(text: str) -> str:

@@ -17,7 +17,7 @@ from pipeline_engine.cli.client import (
 )
 from pipeline_engine.cli.definition_files import is_file, read_definition, refusals_located
 from pipeline_engine.cli.follow import choose_display, print_results, show_events
-from pipeline_engine.cli.sources import parse_option, parse_source
+from pipeline_engine.cli.sources import parse_label, parse_option, parse_source
 from pipeline_engine_sdk import Job, PipelineEngineClient
 
 
@@ -59,7 +59,7 @@ def command(
             "sources": [msgspec.to_builtins(parse_source(text)) for text in sources],
             "options": dict(parse_option(text) for text in options),
         },
-        "labels": dict(_label(text) for text in labels),
+        "labels": dict(parse_label(text) for text in labels),
         "priority": priority,
         "timeout_s": timeout_s,
         "dry_run": dry_run,
@@ -94,10 +94,3 @@ def _follow(client: PipelineEngineClient, job: Job, *, quiet: bool) -> Job:
         return client.get_job(job.id)
     except KeyboardInterrupt:
         sys.exit(EXIT_CANCELLED)
-
-
-def _label(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
-    return name, value

@@ -277,6 +277,19 @@ def test_a_first_pipeline_runs_as_it_is_written(daemon: DaemonProcess, tmp_path:
     assert (again.returncode, "is there already" in again.stderr) == (2, True)
 
 
+def test_a_first_pipeline_is_yaml_by_its_name_too(daemon: DaemonProcess, tmp_path: Path) -> None:
+    done = call(daemon, "init", str(tmp_path / "first.json"))
+    assert (done.returncode, f"name it {tmp_path / 'first.yaml'}" in done.stderr) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("label", ["foo", "a:b", "=x"])
+def test_what_is_no_label_is_refused(daemon: DaemonProcess, label: str) -> None:
+    for command in (("jobs", "list"), ("submit", "words.v1"), ("export",)):
+        done = call(daemon, *command, "--label", label)
+        assert (done.returncode, f"'{label}' is not NAME=VALUE" in done.stderr) == (2, True)
+
+
 def test_convert_translates_what_it_can_and_names_the_rest(daemon: DaemonProcess, tmp_path: Path) -> None:
     old = tmp_path / "old.yaml"
     prompt = "{{range .Sources}}{{.Content}}{{end}}"
