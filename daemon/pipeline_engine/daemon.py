@@ -103,7 +103,6 @@ async def run_daemon(
                 if supervision.watchdog_s is not None:
                     system.start_soon(_feed_watchdog, notifier, local.writer, supervision.watchdog_s)
                 await stopping.requested.wait()
-                log.info("stopping")
                 notifier.stopping("stopping", within_s=config.limits.shutdown_grace_s + STOP_RESERVE_S)
                 await _drain(local.engine, config.limits.shutdown_grace_s, stopping)
                 # While the store is still open: those who waited for a job are about to read it.
@@ -202,8 +201,20 @@ async def _watch_files(reloader: Reloader) -> None:
 
 
 async def _drain(engine: Engine, grace_s: float, stopping: _Stopping) -> None:
+    known = engine.running_count + engine.queued_count + engine.finished.total()
+    if engine.running_count and grace_s:
+        waiting = f"waiting up to {grace_s:g} s for {_jobs(engine.running_count)}; a second signal does not wait"
+        log.info("stopping: %s", waiting)
+    else:
+        log.info("stopping")
     with stopping.patience:
         await engine.drain(grace_s)
     if stopping.patience.cancelled_caught:
         await engine.drain(0)
     await engine.stopped.wait()
+    if (left := known - engine.finished.total()) > 0:
+        log.info("%s to go on after the next start", _jobs(left))
+
+
+def _jobs(count: int) -> str:
+    return "1 job" if count == 1 else f"{count} jobs"

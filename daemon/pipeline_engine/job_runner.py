@@ -262,6 +262,7 @@ class JobRunner:
         )
         if context is not None:
             live.final = msgspec.structs.replace(shown, input=context.input)
+        _log_end(job, ran_s=0.0 if context is None else context.ran_s)
 
     async def _let_go(self, live: LiveJob, context: JobContext | None) -> None:
         """The daemon stops: the job stays as it is in the store, and goes on after the next start."""
@@ -341,6 +342,16 @@ def _describe(live: LiveJob) -> Start:
         "pipeline_engine.job.restarts": job.restarts + live.resumed,
     }
     return Start(f"invoke_workflow {job.pipeline_type}", attributes)
+
+
+def _log_end(job: Job, *, ran_s: float) -> None:
+    """One line for each job: what an operator asks first. No texts of the job: those may be anybody's."""
+    reason = ""
+    if job.status is JobStatus.FAILED and job.error is not None:
+        step_id = job.error.details.get("step_id")
+        reason = f": {job.error.code}" + (f" in step {step_id}" if step_id else "")
+    level = logging.WARNING if job.status is JobStatus.FAILED else logging.INFO
+    log.log(level, "job %s of %r %s after %.1f s%s", job.id, job.pipeline_type, job.status.value, ran_s, reason)
 
 
 def summary_of(job: Job) -> Job:

@@ -120,6 +120,9 @@ def test_it_serves_until_it_is_told_to_stop(daemon: Daemon) -> None:
     daemon.until(lambda: daemon.status_of(job_id) == "succeeded")
     assert daemon.stop() == 0
     assert "Traceback" not in daemon.text
+    assert re.search(rf"job {job_id} of 't\.v1' succeeded after \d+\.\d s ", daemon.text)
+    assert "stopping " in daemon.text
+    assert "the next start" not in daemon.text
     daemon.start("serve")
     assert daemon.status_of(job_id) == "succeeded"
 
@@ -250,6 +253,8 @@ def test_what_still_runs_after_the_grace_goes_on_after_the_next_start(daemon: Da
         daemon.send(signal.SIGTERM)
         assert all(json.loads(line)["event"] != "stream_finished" for line in lines)
     assert daemon.wait() == 0
+    assert "stopping: waiting up to 0.2 s for 1 job; a second signal does not wait" in daemon.text
+    assert "1 job to go on after the next start" in daemon.text
     daemon.start("serve")
     assert "resuming 1 running" in daemon.text
     assert daemon.status_of(job_id) == "running"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import msgspec
 import trio
 from rich.console import Console
 
+from pipeline_engine import job_runner
 from pipeline_engine.assembly import LocalEngine, file_checker, open_local_engine
 from pipeline_engine.cli import EXIT_INTERRUPTED
 from pipeline_engine.cli.display import (
@@ -87,6 +89,7 @@ def command(
         stack.callback(display.close)
         redactor = Redactor()
         log_to_terminal(sys.stderr, redact=redactor.redact)
+        job_runner.log.setLevel(logging.ERROR)  # how the job ends is shown anyway
 
         def end_at_once() -> NoReturn:
             # Whatever was interrupted by this, the display perhaps: the program ends.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -78,6 +79,26 @@ async def test_the_whole_story_of_a_job(autojump_clock: MockClock) -> None:
         assert (item.data["provider"], item.data["model"], item.data["finish_reason"]) == ("fake", "abc", "stop")
         assert job.input is not None
         assert job.input.sources[0].content == "hello"
+
+
+async def test_each_job_that_ends_has_a_line_in_the_log(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripts = {"slow": [Script(first=1.25)], "bad": [Script(error=BAD)], "endless": [Script(first=1e6)]}
+    with caplog.at_level(logging.INFO, "pipeline_engine.job_runner"):
+        async with open_setting(registry=ScriptedRegistry(scripts)) as setting:
+            good = await setting.run([llm("a", "slow")])
+            bad = await setting.run([llm("a", "bad")], pipeline={"type": "two\nlines"})
+            late = await setting.run([llm("a", "endless")], timeout_s=2)
+            stopped = await setting.submit([llm("a", "endless")])
+            await trio.sleep(3)
+            await setting.engine.cancel(stopped.id, "a secret reason")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", f"job {good.id} of 'test.v1' succeeded after 1.2 s"),
+        ("WARNING", f"job {bad.id} of 'two\\nlines' failed after 0.0 s: provider_error in step a"),
+        ("WARNING", f"job {late.id} of 'test.v1' failed after 2.0 s: timeout"),
+        ("INFO", f"job {stopped.id} of 'test.v1' cancelled after 3.0 s"),
+    ]
 
 
 async def test_ids_sort_by_time_even_within_a_millisecond(autojump_clock: MockClock) -> None:
