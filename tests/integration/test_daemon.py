@@ -158,7 +158,8 @@ def test_a_port_in_use_is_told_in_words(daemon: Daemon) -> None:
         port = taken.getsockname()[1]
         daemon.launch("serve", "--addr", f"127.0.0.1:{port}")
         assert daemon.wait() == 1
-    assert daemon.text.endswith(f"pipeline-engine: cannot listen on http://127.0.0.1:{port}: address already in use\n")
+    words = f"pipeline-engine: cannot listen on http://127.0.0.1:{port}: address already in use"
+    assert daemon.text.endswith(f"{words}; stop who listens there, or choose another address with --addr\n")
     assert "Traceback" not in daemon.text
 
 

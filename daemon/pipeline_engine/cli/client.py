@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,12 @@ import click
 import msgspec
 
 from pipeline_engine.cli.display import printable
-from pipeline_engine_sdk import ConnectionFailed, PipelineEngineClient, PipelineEngineError
+from pipeline_engine_sdk import ConnectionFailed, PipelineEngineClient, PipelineEngineError, Unauthorized
 
 EXIT_REFUSED = 2
 EXIT_UNREACHABLE = 3
 EXIT_CANCELLED = 130
+HTTPS_HINT = "the daemon itself speaks plain http; https is for a proxy before it"
 START_HINT = "start it with `pipeline-engine serve`, or name another with --url or PIPELINE_ENGINE_URL"
 EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": EXIT_CANCELLED}
 
@@ -37,9 +39,23 @@ def open_client(url: str | None) -> Iterator[PipelineEngineClient]:
         with PipelineEngineClient(url) as client:
             yield client
     except ConnectionFailed as exc:
-        fail(f"{exc.message}; {START_HINT}", EXIT_UNREACHABLE)
+        is_https = (url or os.environ.get("PIPELINE_ENGINE_URL", "")).startswith("https:")
+        fail(f"{exc.message}; {HTTPS_HINT if is_https else START_HINT}", EXIT_UNREACHABLE)
+    except Unauthorized as exc:
+        fail(f"{exc.message}; {_key_hint(url)}", EXIT_REFUSED)
     except PipelineEngineError as exc:
         fail(exc.message, EXIT_REFUSED)
+
+
+def _key_hint(url: str | None) -> str:
+    """Why the daemon has got no key, or a wrong one: see `find_target` of the SDK for what is sent where."""
+    has_key = any(os.environ.get(f"PIPELINE_ENGINE_API_KEY{suffix}") for suffix in ("", "_FILE"))
+    if url is not None:
+        words = "the environment's key is not sent to an address of --url; name it in PIPELINE_ENGINE_URL"
+        return words if has_key else f"{words}, and the key in PIPELINE_ENGINE_API_KEY"
+    if has_key:
+        return "the key that was sent, of PIPELINE_ENGINE_API_KEY or PIPELINE_ENGINE_API_KEY_FILE, is wrong"
+    return "set PIPELINE_ENGINE_API_KEY or PIPELINE_ENGINE_API_KEY_FILE"
 
 
 def fail(message: str, code: int) -> NoReturn:

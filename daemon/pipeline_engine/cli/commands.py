@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
+from click.exceptions import NoSuchCommand
 
 from pipeline_engine import __version__
 from pipeline_engine.cli import EXIT_USAGE
@@ -52,6 +53,15 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         add_examples(command, cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as exc:
+            # Click looks for near names among the commands that are loaded.
+            raise NoSuchCommand(exc.command_name, possibilities=SUBCOMMANDS, ctx=ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

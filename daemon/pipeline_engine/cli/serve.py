@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import faulthandler
 import os
 import sys
@@ -54,7 +55,9 @@ def command(config_file: Path | None, **flags: str | None) -> None:
         trio.run(partial(run_daemon, config, load=load, supervision=supervision, redactor=redactor))
     except* PipelineEngineError as group:
         for error in _leaves(group):
-            click.echo(f"pipeline-engine: {error}", err=True)
+            is_taken = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+            hint = "; stop who listens there, or choose another address with --addr" if is_taken else ""
+            click.echo(f"pipeline-engine: {error}{hint}", err=True)
         sys.exit(EXIT_FAILED)
 
 
