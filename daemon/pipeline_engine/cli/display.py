@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TextIO
 
@@ -20,6 +20,8 @@ from pipeline_engine.events import EventName
 TOKEN_LINES = 8  # of the text that is coming in are in sight while it does
 SHOWN_CHARACTERS = 4000  # of its end; wrapping more at each refresh would be slow
 KEPT_CHARACTERS = 100_000  # of its end, which stay on the screen when no result comes of it
+SHOWN_ERRORS = 20  # of the items of a step
+SHOWN_RAW = 200  # characters of an answer that could not be used
 REFRESH = 12  # times a second, at most
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -197,6 +199,25 @@ def print_error(error: Mapping[str, Any], *, status: str, stream: TextIO) -> Non
     stream.write(printable(f"pipeline-engine: job {status}{where}: {code}{error['message']}") + "\n")
     if details.get("stderr"):
         stream.write(printable(details["stderr"].rstrip()) + "\n")
+    if details.get("raw"):
+        stream.write(printable(f"its text: {_shortened(details['raw'])}") + "\n")
+
+
+def print_item_errors(errors: Sequence[Mapping[str, Any]], *, stream: TextIO) -> None:
+    """Why items of a step have failed, each on a line; the first of them, where there are many."""
+    for error in errors[:SHOWN_ERRORS]:
+        raw = error.get("details", {}).get("raw")
+        text = f"; its text: {_shortened(raw)}" if raw else ""
+        stream.write(
+            printable(f"  {_place(error.get('details', {}))}: {error['code']}: {error['message']}{text}") + "\n"
+        )
+    if len(errors) > SHOWN_ERRORS:
+        stream.write(f"  and {len(errors) - SHOWN_ERRORS} more; --json lists them all\n")
+
+
+def _shortened(text: str) -> str:
+    line = repr(text[:SHOWN_RAW])
+    return f"{line} … ({len(text)} characters)" if len(text) > SHOWN_RAW else line
 
 
 def _item_text(item: Mapping[str, Any]) -> str:

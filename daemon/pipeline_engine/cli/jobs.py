@@ -21,9 +21,9 @@ from pipeline_engine.cli.client import (
     print_json,
     print_table,
 )
-from pipeline_engine.cli.display import print_error, print_items, printable, why_skipped
+from pipeline_engine.cli.display import print_error, print_item_errors, print_items, printable, why_skipped
 from pipeline_engine.cli.sources import parse_label
-from pipeline_engine_sdk import Job, PipelineEngineClient, parse_timestamp
+from pipeline_engine_sdk import Job, PipelineEngineClient, StepExecution, parse_timestamp
 
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
 LARGEST_PAGE = 500
@@ -81,11 +81,15 @@ def show_job(job_id: str, url: str | None, as_json: bool) -> None:
             step.status,
             f"{step.items_done}/{step.items_total or 0}",
             step.attempts,
-            why_skipped(step.to_dict()),
+            why_skipped(step.to_dict()) or _left_out(step),
         )
         for step in job.step_executions or ()
     ]
     print_table(("STEP", "STATUS", "ITEMS", "ATTEMPTS", "NOTE"), rows)
+    for step in job.step_executions or ():
+        if step.errors:
+            click.echo(f"\n{printable(step.name or step.step_id)}:")
+            print_item_errors([error.to_dict() for error in step.errors], stream=sys.stdout)
     if job.result is not None and job.result.items:
         click.echo()
         print_items([item.to_dict() for item in job.result.items], console=None, stream=sys.stdout)
@@ -171,6 +175,13 @@ def _top_table(jobs: Sequence[Job]) -> Table:
         style = "cyan" if job.status == "running" else "dim"
         table.add_row(job.id, Text(job.status, style), Text(printable(job.pipeline_type)), _duration(job))
     return table
+
+
+def _left_out(step: StepExecution) -> str:
+    """That a step has gone on without some of its items."""
+    if step.status != "success" or not step.errors:
+        return ""
+    return f"{len(step.errors)} item{'' if len(step.errors) == 1 else 's'} left out"
 
 
 def _print_job(job: Job, *, as_json: bool) -> None:
