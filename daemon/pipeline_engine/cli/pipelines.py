@@ -24,6 +24,7 @@ from pipeline_engine.cli.definition_files import (
     refusals_located,
 )
 from pipeline_engine.cli.display import printable
+from pipeline_engine.cli.sources import complete_file
 from pipeline_engine.decoding import try_decode
 from pipeline_engine.definitions import decode_definition, explain_overrides
 from pipeline_engine.diagrams import to_dot, to_mermaid
@@ -66,7 +67,7 @@ def show_pipeline(pipeline_type: str, url: str | None, as_json: bool) -> None:
 
 
 @command.command("validate")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, shell_complete=complete_file)
 @client_options
 def validate_pipelines(files: tuple[str, ...], url: str | None, as_json: bool) -> None:
     """Check definition files with what the daemon knows: its profiles, handlers and limits. Stores nothing.
@@ -105,7 +106,7 @@ def _verdict(file: str, type_: object, problems: Sequence[Problem]) -> dict[str,
 
 
 @command.command("graph")
-@click.argument("pipeline", metavar="TYPE-or-FILE")
+@click.argument("pipeline", metavar="TYPE-or-FILE", shell_complete=complete_file)
 @click.option(
     "--format", "format_", type=click.Choice(["mermaid", "dot", "text"]), default="mermaid", show_default=True
 )
@@ -136,7 +137,7 @@ def _read_sound(file: str) -> PipelineDef:
 
 
 @command.command("put")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, shell_complete=complete_file)
 @client_options
 def put_pipelines(files: tuple[str, ...], url: str | None, as_json: bool) -> None:
     """Register the definitions of files with the daemon, or replace them."""

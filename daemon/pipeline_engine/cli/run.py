@@ -29,7 +29,8 @@ from pipeline_engine.cli.display import (
     print_items,
     printable,
 )
-from pipeline_engine.cli.sources import parse_option, parse_source
+from pipeline_engine.cli.likely_mistakes import warn, warn_of_mistakes
+from pipeline_engine.cli.sources import complete_file, parse_option, parse_sources
 from pipeline_engine.config import Config
 from pipeline_engine.config_loader import load_config
 from pipeline_engine.decoding import to_json
@@ -45,9 +46,15 @@ EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.CANCELLED: 
 
 
 @click.command()
-@click.argument("pipeline", metavar="FILE-or-TYPE")
+@click.argument("pipeline", metavar="FILE-or-TYPE", shell_complete=complete_file)
 @click.option(
-    "--source", "-s", "sources", multiple=True, metavar="KIND:LABEL=FILE", help="An input; - is standard input."
+    "--source",
+    "-s",
+    "sources",
+    multiple=True,
+    metavar="KIND:LABEL=FILE",
+    shell_complete=complete_file,
+    help="An input; - is standard input.",
 )
 @click.option("--option", "-o", "options", multiple=True, metavar="NAME=VALUE", help="An option; JSON, or else a text.")
 @click.option("--dry-run", is_flag=True, help="Render the prompts and walk the steps, but call nobody.")
@@ -75,9 +82,7 @@ def command(
     request = JobRequest(
         pipeline=definition,
         pipeline_type=None if definition is not None else pipeline,
-        input=JobInput(
-            sources=[parse_source(text) for text in sources], options=dict(parse_option(text) for text in options)
-        ),
+        input=JobInput(sources=parse_sources(sources), options=dict(parse_option(text) for text in options)),
         dry_run=dry_run,
     )
     with ExitStack() as stack:
@@ -158,7 +163,7 @@ async def _run(
             job = await engine.submit(request)
         except PipelineEngineError as exc:
             return exc
-        _warn_of_unread_options(local, request)
+        _warn_of_mistakes(local, request)
         async with _cancelled_by_signals(engine, job.id, end_at_once), engine.follow(job.id) as follower:
             while (lines := await follower.next_batch()) is not None:
                 for line in lines:
@@ -166,16 +171,16 @@ async def _run(
         return await engine.get_job(job.id)
 
 
-def _warn_of_unread_options(local: LocalEngine, request: JobRequest) -> None:
-    """An option that nothing reads is most likely misspelt."""
+def _warn_of_mistakes(local: LocalEngine, request: JobRequest) -> None:
     definition = request.pipeline or local.catalog.pipelines.find(request.pipeline_type or "").definition
+    warn_of_mistakes(definition, has_sources=bool(request.input.sources))
+    # An option that nothing reads is most likely misspelt.
     read = local.checker.options_read(definition)
     if read is None:
         return
     for name in request.input.options:
         if name not in read:
-            words = f"nothing in this pipeline reads the option {name!r}; {known_names(name, read)}"
-            print(printable(f"pipeline-engine: warning: {words}"), file=sys.stderr)
+            warn(f"nothing in this pipeline reads the option {name!r}; {known_names(name, read)}")
 
 
 @asynccontextmanager

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import base64
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from pipeline_engine.jsontext import JsonTextError, loads_strict
 from pipeline_engine.models import Source
+
+
+def complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
+    """Let the shell complete names of files, as it does for the part behind the `=` of a source too."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def parse_sources(texts: Sequence[str]) -> list[Source]:
+    """The sources, each as of parse_source. Raises click.BadParameter when standard input is to be read twice."""
+    if sum(text == "-" or text.partition("=")[2] == "-" for text in texts) > 1:
+        raise click.BadParameter("standard input (-) can be only one source")
+    return [parse_source(text) for text in texts]
 
 
 def parse_source(text: str) -> Source:
@@ -25,6 +39,8 @@ def parse_source(text: str) -> Source:
     kind, separator, label = head.partition(":")
     if not separator:
         kind, label = "raw", head
+    if not name:
+        raise click.BadParameter(f"{text!r} names no file")
     data = _read(name)
     label = _characters(label or Path(name).name)
     kind = _characters(kind)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -11,20 +13,31 @@ import msgspec
 from pipeline_engine.cli.client import (
     EXIT_CANCELLED,
     EXIT_CODES,
+    EXIT_REFUSED,
     client_options,
+    fail,
     open_client,
     print_json,
 )
-from pipeline_engine.cli.definition_files import is_file, read_definition, refusals_located
+from pipeline_engine.cli.definition_files import FileDefinition, is_file, read_definition, refusals_located
 from pipeline_engine.cli.follow import choose_display, print_results, show_events
-from pipeline_engine.cli.sources import parse_label, parse_option, parse_source
-from pipeline_engine_sdk import Job, PipelineEngineClient
+from pipeline_engine.cli.likely_mistakes import warn_of_mistakes
+from pipeline_engine.cli.sources import complete_file, parse_label, parse_option, parse_sources
+from pipeline_engine.decoding import try_decode
+from pipeline_engine.models import PipelineDef
+from pipeline_engine_sdk import Job, NotFound, PayloadTooLarge, PipelineEngineClient
 
 
 @click.command()
-@click.argument("pipeline", metavar="FILE-or-TYPE")
+@click.argument("pipeline", metavar="FILE-or-TYPE", shell_complete=complete_file)
 @click.option(
-    "--source", "-s", "sources", multiple=True, metavar="KIND:LABEL=FILE", help="An input; - is standard input."
+    "--source",
+    "-s",
+    "sources",
+    multiple=True,
+    metavar="KIND:LABEL=FILE",
+    shell_complete=complete_file,
+    help="An input; - is standard input.",
 )
 @click.option("--option", "-o", "options", multiple=True, metavar="NAME=VALUE", help="An option; JSON, or else a text.")
 @click.option("--label", "-l", "labels", multiple=True, metavar="NAME=VALUE", help="A label to find the job by.")
@@ -56,7 +69,7 @@ def command(
     """
     request: dict[str, Any] = {
         "input": {
-            "sources": [msgspec.to_builtins(parse_source(text)) for text in sources],
+            "sources": msgspec.to_builtins(parse_sources(sources)),
             "options": dict(parse_option(text) for text in options),
         },
         "labels": dict(parse_label(text) for text in labels),
@@ -70,8 +83,10 @@ def command(
     else:
         request["pipeline_type"] = pipeline
     with open_client(url) as client:
-        with refusals_located(definition, prefix="pipeline"):
+        with refusals_located(definition, prefix="pipeline"), _size_told(request):
             job = client.create_job(request, idempotency_key=key)
+        if follows or not sources:
+            _warn_of_mistakes(client, pipeline, definition, has_sources=bool(sources))
         if follows:
             job = _follow(client, job, quiet=quiet or as_json)
     if as_json:
@@ -82,6 +97,29 @@ def command(
         click.echo(job.id)
     if follows:
         sys.exit(EXIT_CODES[job.status])
+
+
+@contextmanager
+def _size_told(request: dict[str, Any]) -> Iterator[None]:
+    """A job that is too large for the daemon is refused with its size, and what can be done."""
+    try:
+        yield
+    except PayloadTooLarge as exc:
+        size = len(msgspec.json.encode(request))
+        words = f"the job has {size} bytes, but {exc.message} (limits.max_body_bytes of the daemon)"
+        fail(f"{words}; `pipeline-engine run` has no such limit", EXIT_REFUSED)
+
+
+def _warn_of_mistakes(
+    client: PipelineEngineClient, pipeline: str, given: FileDefinition | None, *, has_sources: bool
+) -> None:
+    try:
+        value = client.get_pipeline(pipeline).to_dict() if given is None else given.value
+    except NotFound:  # removed meanwhile
+        return
+    definition, _ = try_decode(value, PipelineDef)
+    if definition is not None:  # else the daemon is newer than this command
+        warn_of_mistakes(definition, has_sources=has_sources)
 
 
 def _follow(client: PipelineEngineClient, job: Job, *, quiet: bool) -> Job:

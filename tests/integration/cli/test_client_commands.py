@@ -61,7 +61,8 @@ def test_submit_follows_a_job_and_prints_its_result(daemon: DaemonProcess) -> No
     done = call(daemon, "submit", "words.v1", "--source", f"note:in={daemon.home / 'config.toml'}", "--follow")
     assert (done.returncode, done.stdout) == (0, "1 sources\n")
     assert "Count: success" in done.stderr
-    assert call(daemon, "submit", "words.v1", "--follow", "--quiet").stderr == ""
+    source = f"--source={daemon.home / 'config.toml'}"
+    assert call(daemon, "submit", "words.v1", source, "--follow", "--quiet").stderr == ""
 
 
 def test_submit_prints_the_id_of_the_job(daemon: DaemonProcess) -> None:
@@ -308,7 +309,7 @@ PRINTING = [
     ("--help",),
     ("config", "show", "--json"),
     ("jobs", "list"),
-    ("submit", "words.v1", "--follow", "--quiet"),
+    ("submit", "words.v1", "--source", "note:me={home}/first.yaml", "--follow", "--quiet"),
     ("run", "{home}/first.yaml", "--source", "note:me={home}/first.yaml", "--quiet"),
     ("export",),
     ("systemd", "install", "--user", "--dry-run"),
@@ -357,6 +358,68 @@ def test_output_that_the_disk_does_not_take_is_told_in_a_line(
     with Path("/dev/full").open("wb") as full:
         done = call_writing_to(daemon, arguments, full.fileno(), **variables)
     assert done == (1, "pipeline-engine: standard output cannot be written: No space left on device\n")
+
+
+def test_what_went_wrong_within_a_step_is_shown(daemon: DaemonProcess, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(
+        "type: p\nsteps:\n- {id: j, kind: map, mode: fanout, on_item_error: skip, output_format: json_strict, export: true,"
+        ' config: {map: template, template: "{{ source.content }}"}}\n',
+        encoding="utf-8",
+    )
+    (tmp_path / "good").write_text("[1]", encoding="utf-8")
+    (tmp_path / "bad").write_text("[" * 300, encoding="utf-8")
+    sources = [f"--source={tmp_path / name}" for name in ("good", "bad")]
+    job_id = ok(daemon, "submit", str(tmp_path / "p.yaml"), *sources).strip()
+    call(daemon, "follow", job_id)
+    shown = ok(daemon, "jobs", "show", job_id)
+    assert "  1 item left out\n" in shown
+    [line] = [line for line in shown.splitlines() if line.startswith("  j-1: output_invalid: ")]
+    assert line.endswith(f"; its text: '{'[' * 200}' … (300 characters)")
+
+
+def test_a_job_that_can_have_no_result_is_warned_of(daemon: DaemonProcess, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(GOOD, encoding="utf-8")
+    for command in (("submit", "--follow"), ("run",)):
+        done = call(daemon, *command, str(tmp_path / "p.yaml"))
+        assert (done.returncode, done.stdout) == (0, "")
+        assert "pipeline-engine: warning: no step has export: true, so there is no result\n" in done.stderr
+
+
+def test_a_job_without_the_sources_that_it_splits_is_warned_of(daemon: DaemonProcess) -> None:
+    words = "warning: there are no sources (--source), so these steps make no items: each\n"
+    for command in (("submit", "words.v1"), ("run", "words.v1")):
+        assert words in call(daemon, *command).stderr
+        source = f"--source={daemon.home / 'config.toml'}"
+        assert "warning" not in call(daemon, *command, source).stderr
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        (("-", "log:x=-"), "standard input (-) can be only one source"),
+        (("",), "'' names no file"),
+        (("note:x=",), "'note:x=' names no file"),
+    ],
+)
+def test_sources_that_cannot_be_read_are_refused(daemon: DaemonProcess, sources: tuple[str, ...], words: str) -> None:
+    for command in ("run", "submit"):
+        done = call(daemon, command, "words.v1", *(f"--source={source}" for source in sources))
+        assert (done.returncode, words in done.stderr) == (2, True)
+
+
+def test_a_command_that_is_misspelt_is_told_with_the_near_one(daemon: DaemonProcess) -> None:
+    done = call(daemon, "rnu", "first.yaml")
+    assert (done.returncode, "No such command 'rnu'. Did you mean 'run'?" in done.stderr) == (2, True)
+
+
+def test_https_is_told_not_to_be_the_daemons(daemon: DaemonProcess) -> None:
+    done = call(daemon, "jobs", "list", "--url", daemon.url.replace("http:", "https:"))
+    assert (done.returncode, "the daemon itself speaks plain http" in done.stderr) == (3, True)
+
+
+def test_an_export_that_cannot_be_written_names_the_file(daemon: DaemonProcess, tmp_path: Path) -> None:
+    done = call(daemon, "export", "-o", str(tmp_path / "none" / "x"))
+    assert (done.returncode, f"{tmp_path / 'none' / 'x'}: " in done.stderr) == (2, True)
 
 
 def test_what_a_cancelled_job_shows(daemon: DaemonProcess, client: PipelineEngineClient) -> None:

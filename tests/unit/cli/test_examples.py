@@ -51,16 +51,20 @@ def test_the_example_is_taken_by_the_parser(line: str) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("pipeline-engine su", "submit"),
-        ("pipeline-engine jobs ca", "cancel"),
-        ("pipeline-engine run --dr", "--dry-run"),
+        ("pipeline-engine su", "plain,submit"),
+        ("pipeline-engine jobs ca", "plain,cancel"),
+        ("pipeline-engine run --dr", "plain,--dry-run"),
+        ("pipeline-engine run fir", "file,fir"),
+        ("pipeline-engine submit fir", "file,fir"),
+        ("pipeline-engine run first.yaml --source fir", "file,fir"),
+        ("pipeline-engine pipelines put fir", "file,fir"),
     ],
 )
-def test_a_shell_can_complete_commands_and_options(words: str, expected: str) -> None:
+def test_a_shell_can_complete_commands_options_and_files(words: str, expected: str) -> None:
     environment = {
         "_PIPELINE_ENGINE_COMPLETE": "bash_complete",
         "COMP_WORDS": words,
         "COMP_CWORD": str(words.count(" ")),
     }
     done = CliRunner().invoke(cli, prog_name="pipeline-engine", env=environment)
-    assert done.output == f"plain,{expected}\n"
+    assert done.output == f"{expected}\n"
