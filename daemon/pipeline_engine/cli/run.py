@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -97,9 +97,9 @@ def command(
         job_runner.log.setLevel(logging.ERROR)  # how the job ends is shown anyway
 
         def end_at_once() -> NoReturn:
-            # Whatever was interrupted by this, the display perhaps: the program ends.
+            # Whatever was interrupted by this, the display perhaps: the program ends. What tools and model servers
+            # have started ends as it does when a daemon is killed.
             try:
-                _kill_children()
                 stack.close()
                 os.write(sys.stderr.fileno(), b"pipeline-engine: interrupted\n")
             finally:
@@ -213,15 +213,6 @@ async def _cancelled_by_signals(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _kill_children() -> None:
-    """Kill tools and model servers with all that they have started: what they leave would go on without us."""
-    for listed in Path("/proc/self/task").glob("*/children"):
-        for child in map(int, listed.read_text(encoding="ascii").split()):
-            with suppress(ProcessLookupError, PermissionError):
-                if os.getpgid(child) == child:
-                    os.killpg(child, signal.SIGKILL)
 
 
 def _report(job: Job, *, as_json: bool) -> None:
