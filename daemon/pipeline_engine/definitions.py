@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from pipeline_engine.steps.schemas import check_schema
 from pipeline_engine.steps.transforms import check_jmespath
 from pipeline_engine.suggestions import known_names
 from pipeline_engine.templates import Templates
+
+log = logging.getLogger(__name__)
 
 _NAMES = frozenset({"sources", "options", "job", "step", "previous"})
 
@@ -337,6 +340,11 @@ def load_directories(paths: Iterable[Path], *, checker: DefinitionChecker) -> Lo
                 _refuse_known_types(loaded, result.definitions)
             except InvalidRequestError as exc:
                 result.errors[file] = exc
+            except Exception as exc:
+                # A fault of ours or of a library: whatever a file holds, it costs neither the daemon nor other files.
+                log.exception("%s cannot be checked", file)
+                problem = Problem("", f"cannot be checked: {type(exc).__name__}: {exc}")
+                result.errors[file] = InvalidRequestError([problem], source=str(file))
             else:
                 result.definitions.update({one.definition.type: one for one in loaded})
     return result

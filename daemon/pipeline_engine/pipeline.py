@@ -223,7 +223,10 @@ def _check_regex(pattern: str | None, where: str) -> Iterator[Problem]:
         return
     try:
         regex.compile(pattern)
-    except regex.error as exc:
+    except RecursionError:
+        yield Problem(where, "is not a regular expression: it is nested too deeply")
+    except (regex.error, ArithmeticError, LookupError, TypeError, ValueError) as exc:
+        # All but the first are what the library raises for patterns that it did not foresee.
         yield Problem(where, f"is not a regular expression: {exc}")
 
 

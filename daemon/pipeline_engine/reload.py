@@ -52,10 +52,12 @@ class Reloader:
         async with self._lock:
             try:
                 config = await trio.to_thread.run_sync(self._load, limiter=self._limiter)
+                self._take_over(config)
             except InvalidRequestError as exc:
                 log.error("the configuration stays as it was: %s", exc.message)  # noqa: TRY400 - a message for people
-            else:
-                self._take_over(config)
+            except Exception as exc:
+                # A fault of ours: whatever a file holds, it does not end a daemon that runs. So below.
+                log.exception("the configuration stays as it was: %s: %s", type(exc).__name__, exc)  # noqa: TRY401
             await self._use_files()
 
     async def use_definitions(self) -> None:
@@ -95,6 +97,12 @@ class Reloader:
         self._config = config
 
     async def _use_files(self) -> None:
+        try:
+            await self._use_good_files()
+        except Exception as exc:
+            log.exception("the definitions stay as they were: %s: %s", type(exc).__name__, exc)  # noqa: TRY401
+
+    async def _use_good_files(self) -> None:
         config, local = self._config, self._local
 
         def profile(profile_id: str) -> ProviderProfile | None:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
@@ -102,6 +103,61 @@ async def test_a_bad_file_keeps_its_last_good_version_and_says_why_once(
         write(file, definition("2"))
         await setting.reloader.reload()
         assert setting.version_of("p.v1") == "2"
+
+
+HOSTILE_SCHEMA = 'options_schema: {properties: {a: {pattern: "a{99999999999}"}}}\n'
+HOSTILE_PATTERN = f"{{map: identity, split: {{by: regex, pattern: '{'(' * 400}{')' * 400}'}}}}"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text + HOSTILE_SCHEMA, "options_schema: is not a JSON Schema"),
+        (
+            lambda text: text.replace("{map: identity}", HOSTILE_PATTERN + ", mode: fanout"),
+            "pattern: is not a regular expression",
+        ),
+    ],
+)
+async def test_a_file_made_to_break_its_check_keeps_its_last_good_version(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Callable[[str], str], words: str
+) -> None:
+    async with open_setting(tmp_path) as setting:
+        file = setting.pipelines / "p.yaml"
+        write(file, definition("1"))
+        await setting.reloader.reload()
+        write(file, change(definition("2")))
+        with caplog.at_level(logging.ERROR):
+            await setting.reloader.reload()
+        assert setting.version_of("p.v1") == "1"
+        [record] = caplog.records
+        assert words in record.getMessage()
+
+
+async def test_a_reload_that_fails_in_an_unknown_way_changes_nothing_and_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> NoReturn:
+        raise RecursionError("without end")
+
+    async with open_setting(tmp_path) as setting:
+        file = setting.pipelines / "p.yaml"
+        write(file, definition("1"))
+        await setting.reloader.reload()
+        write(file, definition("2"))
+        monkeypatch.setattr(setting.reloader, "_load", broken)
+        with caplog.at_level(logging.ERROR):
+            await setting.reloader.reload()
+            assert setting.version_of("p.v1") == "2"
+            monkeypatch.setattr("pipeline_engine.reload.configured_pipelines", broken)
+            write(file, definition("3"))
+            await setting.reloader.use_definitions()
+        assert setting.version_of("p.v1") == "2"
+        assert [record.getMessage() for record in caplog.records] == [
+            "the configuration stays as it was: RecursionError: without end",
+            "the definitions stay as they were: RecursionError: without end",
+        ]
+        assert all(record.exc_info for record in caplog.records)
 
 
 async def test_a_directory_that_cannot_be_read_takes_nothing_away(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -16,8 +17,8 @@ from pipeline_engine.definitions import (
     load_directories,
 )
 from pipeline_engine.demo import demo_pipelines
-from pipeline_engine.errors import InvalidRequestError
-from pipeline_engine.models import ProviderExtra, ProviderKind, ProviderProfile
+from pipeline_engine.errors import InvalidRequestError, Problem
+from pipeline_engine.models import PipelineDef, ProviderExtra, ProviderKind, ProviderProfile
 from pipeline_engine.templates import Templates
 
 PROFILES = {
@@ -436,6 +437,32 @@ def test_a_bad_file_in_a_directory_hides_no_other(tmp_path: Path, checker: Defin
     }
     assert list(result.errors) == [bad]
     assert "not valid YAML" in str(result.errors[bad])
+
+
+def test_a_file_on_which_the_check_itself_fails_hides_no_other(
+    tmp_path: Path, checker: DefinitionChecker, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = write(tmp_path, "1.yaml", JSON.replace("j.v1", "bad.v1"))
+    write(tmp_path, "2.yaml", YAML)
+
+    class BrokenChecker(DefinitionChecker):
+        def check(self, definition: PipelineDef, *, path: str = "") -> list[Problem]:
+            if definition.type == "bad.v1":
+                raise RecursionError("without end")
+            return super().check(definition, path=path)
+
+    broken = BrokenChecker(
+        templates=checker.templates,
+        profiles=checker.profiles,
+        profile_ids=checker.profile_ids,
+        handlers=checker.handlers,
+    )
+    with caplog.at_level(logging.ERROR):
+        result = load_directories([tmp_path], checker=broken)
+    assert list(result.definitions) == ["y.v1"]
+    assert str(result.errors[bad]) == f"{bad}: cannot be checked: RecursionError: without end"
+    [record] = caplog.records
+    assert record.exc_info is not None
 
 
 def test_the_same_type_in_two_files_is_told_with_both_names(tmp_path: Path, checker: DefinitionChecker) -> None:

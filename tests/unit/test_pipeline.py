@@ -80,6 +80,7 @@ def test_a_chain_of_thousands_needs_no_deep_stack() -> None:
         ({"config": {"map": "parse"}}, "config.format: is required for map: parse"),
         ({"config": {"map": "regex"}}, "config.pattern: is required"),
         ({"config": {"map": "regex", "pattern": "("}}, "config.pattern: is not a regular expression"),
+        ({"config": {"map": "regex", "pattern": "(" * 400 + ")" * 400}}, "it is nested too deeply"),
         (
             {"config": {"map": "identity", "reduce": "concat"}},
             "config.reduce: means nothing for a step of the kind map",
@@ -92,6 +93,13 @@ def test_a_chain_of_thousands_needs_no_deep_stack() -> None:
         (
             {"config": {"map": "identity", "split": {"by": "regex"}}, "mode": "fanout"},
             "split.pattern: is required",
+        ),
+        (
+            {
+                "config": {"map": "identity", "split": {"by": "regex", "pattern": "(" * 400 + ")" * 400}},
+                "mode": "fanout",
+            },
+            "split.pattern: is not a regular expression: it is nested too deeply",
         ),
         (
             {"config": {"map": "identity", "split": {"by": "lines", "pattern": "x"}}, "mode": "fanout"},

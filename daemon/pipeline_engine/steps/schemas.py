@@ -8,7 +8,7 @@ from typing import Any
 
 import regex
 from jsonschema import Draft202012Validator, validators
-from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.exceptions import SchemaError, UnknownType, ValidationError
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY, SchemaRegistry
 
@@ -21,24 +21,28 @@ PATTERN_SECONDS = 0.1  # that a pattern may take for one text
 _SHOWN = 100  # characters of an offending value
 
 
+#: What the libraries raise for schemas that they did not foresee: a repetition that is too large, a reference to what
+#: is no schema, the words of another draft.
+_UNFORESEEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, UnknownType)
+
+
 def check_schema(schema: Schema) -> str | None:
     """What is wrong with the schema itself; None if it can be used. References to other documents are never fetched."""
     try:
         Draft202012Validator.check_schema(schema)
-        reference = _dangling_reference(schema)
+        return _bad_reference(schema)
     except SchemaError as exc:
         return f"is not a JSON Schema: {_message(exc)}"
     except RecursionError:
         return "is not a JSON Schema: it is nested too deeply"
-    if reference is not None:
-        return f"refers to {reference!r}, which is not in the schema; other documents are not fetched"
-    return None
+    except _UNFORESEEN as exc:
+        return f"is not a JSON Schema: {exc}"
 
 
 def validate(value: object, schema: Schema) -> list[str]:
     """What is wrong with the value, each message with the path (`$.items[0].score`) and the offending value."""
-    validator = _Validator(schema, registry=EMPTY_REGISTRY)
     try:
+        validator = _Validator(schema, registry=EMPTY_REGISTRY)
         return [_message(error) for error in islice(validator.iter_errors(value), MAX_MESSAGES)]
     except RecursionError:
         return ["$: the schema refers to itself without end"]
@@ -46,6 +50,8 @@ def validate(value: object, schema: Schema) -> list[str]:
         return [f"$: the schema refers to {exc.ref!r}, which is not in it"]
     except ArithmeticError as exc:
         return [f"$: a number cannot be compared: {exc}"]
+    except _UNFORESEEN as exc:
+        return [f"$: the schema cannot be applied: {exc}"]
 
 
 def _match(_: object, pattern: str, instance: object, __: object) -> Iterator[ValidationError]:
@@ -64,20 +70,26 @@ def _match(_: object, pattern: str, instance: object, __: object) -> Iterator[Va
 _Validator = validators.extend(Draft202012Validator, {"pattern": _match})  # type: ignore[no-untyped-call]  # in the stubs
 
 
-def _dangling_reference(schema: Schema) -> str | None:
+def _bad_reference(schema: Schema) -> str | None:
+    """What is wrong with the first reference that does not lead to a schema."""
     root = DRAFT202012.create_resource(schema)
     registry: SchemaRegistry = EMPTY_REGISTRY.with_resource("", root)
     waiting = [(root, registry.crawl().resolver_with_root(root))]
     while waiting:
         resource, resolver = waiting.pop()
-        reference = resource.contents.get("$ref") if isinstance(resource.contents, dict) else None
-        if reference is not None:
+        for reference in _references_in(resource.contents):
             try:
-                resolver.lookup(reference)
-            except Unresolvable:
-                return str(reference)
+                target = resolver.lookup(reference).contents
+            except (Unresolvable, TypeError, ValueError):  # the last two: a path through what has no such parts
+                return f"refers to {reference!r}, which is not in the schema; other documents are not fetched"
+            if not isinstance(target, dict | bool):
+                return f"refers to {reference!r}, which is no schema"
         waiting += [(part, resolver.in_subresource(part)) for part in resource.subresources()]
     return None
+
+
+def _references_in(schema: Schema) -> list[str]:
+    return [schema[key] for key in ("$ref", "$dynamicRef") if key in schema] if isinstance(schema, dict) else []
 
 
 def _message(error: ValidationError | SchemaError) -> str:

@@ -47,6 +47,13 @@ def test_messages_are_bounded() -> None:
         ({"properties": {"a": {"pattern": "("}}}, "regex"),
         ({"$ref": "http://127.0.0.1:1/schema.json"}, "not fetched"),
         ({"properties": {"a": {"$ref": "#/$defs/no"}}}, "#/$defs/no"),
+        ({"properties": {"a": {"pattern": "a{99999999999}"}}}, "the repetition number is too large"),
+        ({"allOf": [{"$schema": "http://json-schema.org/draft-03/schema#", "extends": [5]}]}, "not a JSON Schema"),
+        ({"$ref": "#/allOf/x", "allOf": [True]}, "#/allOf/x"),
+        ({"$ref": "#/minimum/x", "minimum": 5}, "#/minimum/x"),
+        ({"$ref": "#/type", "type": ["string"]}, "'#/type', which is no schema"),
+        ({"$ref": "#/minimum", "minimum": 5}, "'#/minimum', which is no schema"),
+        ({"$dynamicRef": "#/minimum", "minimum": 5}, "'#/minimum', which is no schema"),
     ],
 )
 def test_a_schema_that_cannot_be_used_is_named(schema: dict[str, Any], words: str) -> None:
@@ -72,6 +79,23 @@ def test_a_schema_may_refer_to_itself(schema: Schema) -> None:
 def test_an_unusable_schema_gives_a_message_and_no_exception() -> None:
     assert "without end" in validate(1, {"$ref": "#"})[0]
     assert "http://x/y" in validate(1, {"$ref": "http://x/y"})[0]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/type", "type": ["string"]},
+        {"$ref": "#/minimum", "minimum": 5},
+        {"$ref": "#/allOf/x", "allOf": [True]},
+        {"$ref": "#/const", "const": {"type": 5}},
+        {"$ref": "#/const", "const": {"type": "magic"}},
+        {"$ref": 5},
+        {"$id": 5},
+    ],
+)
+def test_a_schema_that_nobody_checked_gives_a_message_and_no_exception(schema: dict[str, Any]) -> None:
+    [fault] = validate("1", schema)
+    assert fault.startswith("$: the schema cannot be applied")
 
 
 def test_a_pattern_that_takes_for_ever_is_given_up() -> None:
