@@ -36,6 +36,7 @@ from pipeline_engine.store.memory import MemoryStore
 from pipeline_engine.store.writer import StoreWriter
 from pipeline_engine.templates import Templates
 from pipeline_engine.tracing import NO_TRACER, Tracer
+from pipeline_engine.worker_processes import WorkerError, WorkerProcesses
 
 Json = dict[str, Any]
 
@@ -100,6 +101,22 @@ class ScriptedRegistry(ProviderRegistry):
         return [call.messages[-1].content for call in self.calls]
 
 
+class ScriptedProcesses(WorkerProcesses):
+    """Answers with what it was given, or raises it, without a process."""
+
+    def __init__(self, answer: Json | WorkerError) -> None:
+        super().__init__()
+        self._script = answer
+        self.requests: list[Json] = []
+
+    async def ask(self, request: Mapping[str, object], *, purpose: str) -> Json:
+        self.requests.append({**request, "purpose": purpose})
+        await trio.lowlevel.checkpoint()
+        if isinstance(self._script, WorkerError):
+            raise self._script
+        return self._script
+
+
 @dataclass(slots=True, kw_only=True)
 class Setting:
     engine: Engine
@@ -142,18 +159,21 @@ async def open_setting(
     grace_s: float = 0,
     clock: AgeClock | None = None,
     tracer: Tracer = NO_TRACER,
+    processes: WorkerProcesses | None = None,
 ) -> AsyncIterator[Setting]:
     store = MemoryStore() if store is None else store
     registry = ScriptedRegistry() if registry is None else registry
     handlers = handlers or Handlers()
     templates = Templates()
+    processes = processes or WorkerProcesses()
     known = Pipelines(pipelines)
     writer = StoreWriter(store=store)
     engine = Engine(
         access=StoreAccess(store, threads=4),
         writer=writer,
         services=Services(
-            renderer=Renderer(templates),
+            renderer=Renderer(templates, processes=processes),
+            processes=processes,
             registry=registry,
             handlers=handlers,
             artifacts=ArtifactFiles(artifacts),
@@ -166,6 +186,7 @@ async def open_setting(
             checker=DefinitionChecker(
                 templates=templates, profiles=registry.get, profile_ids=registry.ids, handlers=handlers.known
             ),
+            processes=processes,
         ),
         limits=limits,
         clock=clock,

@@ -8,7 +8,7 @@ import secrets
 import time
 
 from pipeline_engine.definitions import DefinitionChecker
-from pipeline_engine.errors import InvalidRequestError, Problem
+from pipeline_engine.errors import InvalidRequestError, Problem, UnavailableError
 from pipeline_engine.models import (
     Job,
     JobId,
@@ -24,7 +24,8 @@ from pipeline_engine.models import (
 )
 from pipeline_engine.pipelines import Pipelines
 from pipeline_engine.steps.prompts import max_tokens_of
-from pipeline_engine.steps.schemas import validate
+from pipeline_engine.steps.schema_checks import find_faults
+from pipeline_engine.worker_processes import WorkerProcesses, WorkerStartError
 
 _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's, in the order of ASCII
 
@@ -32,9 +33,10 @@ _DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's, in the order of ASC
 class Admission:
     """Checks requests against what the engine knows: its pipelines, and what the checker knows."""
 
-    def __init__(self, *, pipelines: Pipelines, checker: DefinitionChecker) -> None:
+    def __init__(self, *, pipelines: Pipelines, checker: DefinitionChecker, processes: WorkerProcesses) -> None:
         self.pipelines = pipelines
         self.checker = checker
+        self._processes = processes
         self._last_stamp = 0
 
     def definition_of(self, request: JobRequest) -> PipelineDef:
@@ -60,8 +62,11 @@ class Admission:
         if problems:
             raise InvalidRequestError(problems)
 
-    def check_input(self, definition: PipelineDef, job_input: JobInput, *, path: str = "input") -> None:
-        """Raises InvalidRequestError for bytes that are not base64, and for options that we or the pipeline refuse."""
+    async def check_input(self, definition: PipelineDef, job_input: JobInput, *, path: str = "input") -> None:
+        """Raises InvalidRequestError for bytes that are not base64, and for options that we or the pipeline refuse.
+
+        Raises UnavailableError when the options cannot be checked now.
+        """
         problems = []
         for index, source in enumerate(job_input.sources):
             where = f"{path}.sources[{index}]"
@@ -75,9 +80,13 @@ class Admission:
                 problems.append(Problem(f"{where}.content_base64", f"is not base64: {exc}"))
         if job_input.options.get("max_tokens") not in (None, "") and max_tokens_of(job_input.options) is None:
             problems.append(Problem(f"{path}.options.max_tokens", "expected a whole number"))
+        # Without a schema there is no turn of the event loop: storing the job has one, and most jobs come this way.
         if definition.options_schema is not None:
-            for fault in validate(job_input.options, definition.options_schema):
-                problems.append(Problem(f"{path}.options", fault))
+            try:
+                faults = await find_faults(job_input.options, definition.options_schema, processes=self._processes)
+            except WorkerStartError as exc:
+                raise UnavailableError(exc.message) from exc
+            problems += [Problem(f"{path}.options", fault) for fault in faults]
         if problems:
             raise InvalidRequestError(problems)
 

@@ -21,7 +21,7 @@ from pipeline_engine.providers.leftovers import Leftovers
 from pipeline_engine.providers.local_tool import LocalToolProvider
 from pipeline_engine.providers.registry import ProviderRegistry, open_registry
 from pipeline_engine.redaction import Redactor
-from pipeline_engine.renderer import open_renderer
+from pipeline_engine.renderer import Renderer
 from pipeline_engine.retention import Retention, RetentionRules
 from pipeline_engine.steps.context import Services
 from pipeline_engine.steps.handlers import Handlers
@@ -34,6 +34,7 @@ from pipeline_engine.store.sqlite import open_sqlite_store
 from pipeline_engine.store.writer import StoreWriter
 from pipeline_engine.templates import Templates
 from pipeline_engine.tracing import NO_TRACER, Tracer
+from pipeline_engine.worker_processes import open_worker_processes
 
 WORKER_THREADS = min(8, (os.cpu_count() or 1) + 2)  # for transforms, plain handlers and artifacts
 READ_THREADS = 4  # that read the store at the same time
@@ -157,7 +158,7 @@ async def open_engine(
     proxies = {name.removesuffix("_proxy"): value for name, value in config.proxies.items()}
     async with (
         aclosing(leftovers),
-        open_renderer(templates) as renderer,
+        open_worker_processes() as processes,
         _open_tracer(config, environ=environ, redactor=redactor) as tracer,
         open_registry(
             config.providers.values(),
@@ -182,7 +183,8 @@ async def open_engine(
             access=access,
             writer=writer,
             services=Services(
-                renderer=renderer,
+                renderer=Renderer(templates, processes=processes),
+                processes=processes,
                 registry=registry,
                 handlers=handlers,
                 artifacts=artifacts,
@@ -191,7 +193,7 @@ async def open_engine(
                 tracer=tracer,
                 redactor=redactor,
             ),
-            admission=Admission(pipelines=pipelines, checker=checker),
+            admission=Admission(pipelines=pipelines, checker=checker, processes=processes),
             limits=EngineLimits(
                 max_running_jobs=config.limits.max_running_jobs,
                 max_queued_jobs=config.limits.max_queued_jobs,

@@ -245,7 +245,7 @@ class Engine:
                 return await self._rerun_by_request(request, idempotency, trace)
             self.admission.check_no_rerun(request)
             definition = self.admission.definition_of(request)
-            self.admission.check_input(definition, request.input)
+            await self.admission.check_input(definition, request.input)
             job = self.admission.new_job(
                 definition,
                 request.input,
@@ -299,7 +299,7 @@ class Engine:
         elif not inline and request.pipeline == "latest":
             definition = self.admission.pipelines.find(parent.job.pipeline_type).definition
         job_input = request.override_input or parent.job_input
-        self.admission.check_input(definition, job_input, path="override_input")
+        await self.admission.check_input(definition, job_input, path="override_input")
         job = self.admission.new_rerun(parent.job, definition, job_input, request, asked=asked)
         plan = await self._access.call(partial(plan_rerun, parent, definition, request, job_id=job.id))
         try:

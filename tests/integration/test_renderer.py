@@ -3,17 +3,17 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
+from tests.worker_setting import children, new_child, program_with
 
-from pipeline_engine import render_process
 from pipeline_engine.errors import TemplateError
-from pipeline_engine.renderer import Renderer, open_renderer
+from pipeline_engine.renderer import Renderer
 from pipeline_engine.templates import Templates
+from pipeline_engine.worker_processes import open_worker_processes
 
 COUNTED = "{% for i in range(90000) %}{{ i % 10 }}{% endfor %}"
 ENDLESS = "{% set s = [1] %}" + "{% set s = s + s %}" * 60 + "{{ s | join }}"
@@ -24,27 +24,11 @@ def context() -> dict[str, Any]:
     return {"options": {"name": "Ada \ud800 ü"}, "sources": [{"content": "x"}], "previous": {"a": [{"text": "t"}]}}
 
 
-def children() -> set[int]:
-    found: set[int] = set()
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
-            found |= set(map(int, (task / "children").read_text(encoding="ascii").split()))
-    return found
-
-
-async def new_child(before: set[int]) -> int:
-    with trio.fail_after(20):
-        while not (found := children() - before):  # noqa: ASYNC110  # nothing tells of it but /proc
-            await trio.sleep(0.01)
-    (process,) = found
-    return process
-
-
 @asynccontextmanager
 async def renderer() -> AsyncIterator[Renderer]:
     before = children()
-    async with open_renderer(Templates()) as opened:
-        yield opened
+    async with open_worker_processes() as processes:
+        yield Renderer(Templates(), processes=processes)
     assert children() <= before
 
 
@@ -107,21 +91,10 @@ async def test_a_rendering_that_never_ends_leaves_the_event_loop_free_and_dies_o
 
 
 async def test_a_process_ends_itself_when_its_processor_time_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline_engine.renderer._PROGRAM", _with("CPU_SECONDS = 1"))
+    monkeypatch.setattr("pipeline_engine.worker_processes._PROGRAM", program_with("CPU_SECONDS = 1"))
     async with renderer() as opened:
         with pytest.raises(TemplateError, match="more processor time"):
             await opened.render(ENDLESS, {})
-
-
-async def test_a_process_that_has_idled_long_enough_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline_engine.renderer._PROGRAM", _with("IDLE_SECONDS = 0.3"))
-    before = children()
-    async with renderer() as opened:
-        assert len(await opened.render(COUNTED, {})) == 90_000
-        (first,) = children() - before
-        await trio.to_thread.run_sync(os.waitid, os.P_PID, first, os.WEXITED | os.WNOWAIT)
-        assert len(await opened.render(COUNTED, {})) == 90_000
-        assert first not in children()
 
 
 async def test_a_process_that_was_killed_fails_its_rendering_with_a_message() -> None:
@@ -133,21 +106,3 @@ async def test_a_process_that_was_killed_fails_its_rendering_with_a_message() ->
         with pytest.raises(TemplateError, match="more memory"):
             await opened.render(COUNTED, {})
         assert len(await opened.render(COUNTED, {})) == 90_000
-
-
-async def test_a_process_has_nothing_of_the_environment() -> None:
-    before = children()
-    async with renderer() as opened:
-        await opened.render(COUNTED, {})
-        (process,) = children() - before
-        assert await trio.Path(f"/proc/{process}/environ").read_bytes() == b""
-
-
-def _with(setting: str) -> str:
-    """The program of a rendering process with another value for one of its limits."""
-    name = setting.partition(" ")[0]
-    assert hasattr(render_process, name)
-    return (
-        "import sys; sys.path[:] = {path!r}; from pipeline_engine import render_process;"
-        f" render_process.{setting}; render_process.main({{fuel}})"
-    )

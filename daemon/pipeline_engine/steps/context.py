@@ -40,6 +40,7 @@ from pipeline_engine.steps.handlers import Handlers
 from pipeline_engine.store.artifacts import ArtifactFiles
 from pipeline_engine.store.base import CheckpointRecord, ExecutionRecord
 from pipeline_engine.tracing import NO_TRACER, TraceHeaders, Tracer
+from pipeline_engine.worker_processes import WorkerProcesses
 
 HANDLER_THREADS = 32  # in which plain handlers run at the same time
 
@@ -59,6 +60,7 @@ class Services:
     """What the engine lends to all jobs."""
 
     renderer: Renderer
+    processes: WorkerProcesses
     registry: ProviderRegistry
     handlers: Handlers
     artifacts: ArtifactFiles

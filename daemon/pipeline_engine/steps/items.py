@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from pipeline_engine.errors import ErrorCode, StepError
@@ -24,15 +25,16 @@ from pipeline_engine.steps.context import JobContext
 from pipeline_engine.steps.handlers import HandlerItem, call_handler
 from pipeline_engine.steps.images import images_of
 from pipeline_engine.steps.prompts import Rendered, chat_call, item_scope, render_prompts, render_tool, with_turns
-from pipeline_engine.steps.schemas import validate
+from pipeline_engine.steps.schema_checks import find_faults
+from pipeline_engine.steps.schemas import MAX_MESSAGES, validate
 from pipeline_engine.steps.shards import Shard, reduce_views, takes_images
 from pipeline_engine.steps.structured import parse_loose, parse_strict
 from pipeline_engine.steps.transforms import MapOutput, apply_map, apply_reduce
+from pipeline_engine.worker_processes import WorkerStartError
 
 MAX_RAW_CHARS = 2_000
 #: What a tool answers in a step with one of these output types is bytes and no text.
 BYTES_OF_TOOLS = frozenset({OutputType.BINARY, OutputType.IMAGE})
-TABLE_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "object"}}
 
 
 class ItemMaker:
@@ -61,7 +63,9 @@ class ItemMaker:
         if step.kind is StepKind.CUSTOM:
             return [await self._handle(shard)]
         output = await self._transform(shard)
-        return [None if output is None else await self._text_item(shard, self._formatted(_output_data(output)))]
+        if output is None:
+            return [None]
+        return [await self._text_item(shard, await self._formatted(_output_data(output)))]
 
     # each way to make an item
 
@@ -102,7 +106,7 @@ class ItemMaker:
         while True:
             if _is_cut(answer):
                 raise _cut_off(answer)
-            faults, value = self._check_json(answer.text)
+            faults, value = await self._check_json(answer.text)
             if not faults:
                 return answer, value
             if repairs == 0:
@@ -117,26 +121,32 @@ class ItemMaker:
             calls.begin_repair()
             answer = await calls.call(conversation)
 
-    def _formatted(self, data: dict[str, Any]) -> dict[str, Any]:
+    async def _formatted(self, data: dict[str, Any]) -> dict[str, Any]:
         """The data with the text parsed as output_format asks, where a handler or transform gave no JSON value."""
         if "json" in data or self._step.output_format is OutputFormat.TEXT:
             return data
         if self._step.output_format is OutputFormat.JSON_LOOSE:
             _, value = parse_loose(data["text"])
             return data | {"json": value}
-        faults, value = self._check_json(data["text"])
+        faults, value = await self._check_json(data["text"])
         if faults:
             words = f"the text is not the JSON that was asked for: {'; '.join(faults)}"
             raise StepError(ErrorCode.OUTPUT_INVALID, words, details={"raw": data["text"][:MAX_RAW_CHARS]})
         return data | {"json": value}
 
-    def _check_json(self, text: str) -> tuple[list[str], Any]:
+    async def _check_json(self, text: str) -> tuple[list[str], Any]:
         try:
             value = parse_strict(text)
         except ValueError as exc:
             return [str(exc)], None
-        schema = self._step.config.json_schema
-        faults = [] if schema is None else validate(value, schema)
+        faults: list[str] = []
+        if self._step.config.json_schema is not None:
+            try:
+                faults += await find_faults(
+                    value, self._step.config.json_schema, processes=self._context.services.processes
+                )
+            except WorkerStartError as exc:
+                raise StepError(ErrorCode.INTERNAL, exc.message) from exc
         if self._step.output_type is OutputType.TABLE:
             faults += _table_faults(value)
         return faults, value
@@ -206,7 +216,7 @@ class ItemMaker:
         # A lone surrogate can neither be stored nor sent.
         text = text.encode("utf-8", "replace").decode()
         data = {"text": text} if isinstance(result, str) else {"text": text, "json": loads_strict(text)}
-        return await self._text_item(shard, self._formatted(data))
+        return await self._text_item(shard, await self._formatted(data))
 
     async def _transform(self, shard: Shard) -> MapOutput | None:
         step, renderer, workers = self._step, self._context.services.renderer, self._context.services.workers
@@ -263,11 +273,12 @@ def _output_data(output: MapOutput) -> dict[str, Any]:
 
 
 def _table_faults(value: Any) -> list[str]:
-    """What keeps the value from being a table."""
-    # The schema is for the words alone: to check each of a hundred thousand rows by it takes seconds.
-    if isinstance(value, list) and all(isinstance(row, dict) for row in value):
-        return []
-    return validate(value, TABLE_SCHEMA)
+    """What keeps the value from being a table, in the words of the schema checks."""
+    if not isinstance(value, list):
+        return validate(value, {"type": "array"})
+    # Row by row by a schema, a hundred thousand rows would take seconds.
+    bad = islice((index for index, row in enumerate(value) if not isinstance(row, dict)), MAX_MESSAGES)
+    return [f"$[{index}]{fault[1:]}" for index in bad for fault in validate(value[index], {"type": "object"})]
 
 
 def _is_cut(answer: Answer) -> bool:

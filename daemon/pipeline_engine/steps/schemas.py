@@ -13,10 +13,12 @@ from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012, EMPTY_REGISTRY, SchemaRegistry
 
 from pipeline_engine.jsontext import JsonTextError, dumps_compact
+from pipeline_engine.steps.schema_work import count_parts
 
 Schema = dict[str, Any] | bool
 
 MAX_MESSAGES = 10  # of one value: a model mends no more at a time
+MAX_SCHEMA_PARTS = 5_000  # keys and values; checking a schema takes some 0.02 ms for each
 PATTERN_SECONDS = 0.1  # that a pattern may take for one text
 _SHOWN = 100  # characters of an offending value
 
@@ -28,6 +30,8 @@ _UNFORESEEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueErr
 
 def check_schema(schema: Schema) -> str | None:
     """What is wrong with the schema itself; None if it can be used. References to other documents are never fetched."""
+    if count_parts(schema, limit=MAX_SCHEMA_PARTS) > MAX_SCHEMA_PARTS:
+        return f"is too large: a JSON Schema may have {MAX_SCHEMA_PARTS} parts"
     try:
         Draft202012Validator.check_schema(schema)
         return _bad_reference(schema)
@@ -40,7 +44,10 @@ def check_schema(schema: Schema) -> str | None:
 
 
 def validate(value: object, schema: Schema) -> list[str]:
-    """What is wrong with the value, each message with the path (`$.items[0].score`) and the offending value."""
+    """What is wrong with the value, each message with the path (`$.items[0].score`) and the offending value.
+
+    A schema can make this take for ever: the event loop asks schema_checks.py.
+    """
     try:
         validator = _Validator(schema, registry=EMPTY_REGISTRY)
         return [_message(error) for error in islice(validator.iter_errors(value), MAX_MESSAGES)]

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 import trio
-from tests.engine_setting import Script, ScriptedRegistry, job_request, llm, names, open_setting, statuses, texts
+from tests.engine_setting import (
+    Script,
+    ScriptedProcesses,
+    ScriptedRegistry,
+    job_request,
+    llm,
+    names,
+    open_setting,
+    statuses,
+    texts,
+)
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pipeline_engine.decoding import decode
@@ -40,6 +50,7 @@ from pipeline_engine.pipelines import RegisteredPipeline
 from pipeline_engine.store.base import JobFilter
 from pipeline_engine.store.memory import MemoryStore
 from pipeline_engine.store.writer import Write
+from pipeline_engine.worker_processes import WorkerError, WorkerStartError
 
 BAD = ProviderError(ErrorCode.PROVIDER_ERROR, "bad")
 
@@ -211,6 +222,27 @@ async def test_a_limit_of_tokens_that_is_no_whole_number_is_refused(autojump_clo
     async with open_setting() as setting:
         with pytest.raises(InvalidRequestError, match=r"input\.options\.max_tokens: expected a whole number"):
             await setting.submit([llm("a")], options={"max_tokens": given})
+
+
+@pytest.mark.parametrize(
+    ("failure", "error", "words"),
+    [
+        (
+            WorkerError("the check takes for ever"),
+            InvalidRequestError,
+            "^input.options: \\$: the check takes for ever$",
+        ),
+        (WorkerStartError("cannot start a process for the check"), UnavailableError, "^cannot start"),
+    ],
+)
+async def test_options_that_a_process_could_not_check_are_refused(
+    autojump_clock: MockClock, failure: WorkerError, error: type[Exception], words: str
+) -> None:
+    schema = {"properties": {"language": {"pattern": "^(a+)+$"}}}
+    async with open_setting(processes=ScriptedProcesses(failure)) as setting:
+        with pytest.raises(error, match=words):
+            await setting.submit([llm("a")], pipeline={"options_schema": schema})
+        assert (await setting.engine.list_jobs(JobFilter()))[0] == []
 
 
 async def test_bytes_are_their_text_or_a_note_of_their_size(autojump_clock: MockClock) -> None:

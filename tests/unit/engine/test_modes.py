@@ -7,12 +7,23 @@ import logging
 
 import pytest
 import trio
-from tests.engine_setting import Json, Script, ScriptedRegistry, llm, names, open_setting, statuses, texts
+from tests.engine_setting import (
+    Json,
+    Script,
+    ScriptedProcesses,
+    ScriptedRegistry,
+    llm,
+    names,
+    open_setting,
+    statuses,
+    texts,
+)
 from trio.testing import MockClock
 
 from pipeline_engine.errors import ErrorCode, ProviderError
 from pipeline_engine.models import JobStatus, Usage
 from pipeline_engine.steps.handlers import HandlerItem, Handlers
+from pipeline_engine.worker_processes import WorkerError, WorkerStartError
 
 ECHO = Script(echo=True, first=1)
 
@@ -263,6 +274,26 @@ async def test_an_answer_that_never_fits_is_invalid_and_its_text_is_told(autojum
         assert job.error.code == "output_invalid"
         assert "three" in job.error.details["raw"]
         assert len(registry.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "words"),
+    [
+        (WorkerError("the check takes for ever"), "output_invalid", "$: the check takes for ever"),
+        (WorkerStartError("cannot start a process for the check"), "internal", "cannot start a process for the check"),
+    ],
+)
+async def test_an_answer_that_a_process_could_not_check_fails_its_step(
+    autojump_clock: MockClock, failure: WorkerError, code: str, words: str
+) -> None:
+    registry = ScriptedRegistry({"m": [Script(tokens=['"aaaa"'])]})
+    config = {"json_schema": {"pattern": "^(a+)+$"}, "repair_attempts": 1}
+    step = llm("j", "m", output_type="json", output_format="json_strict", config=config)
+    async with open_setting(registry=registry, processes=ScriptedProcesses(failure)) as setting:
+        job = await setting.run([step], ["go"])
+        assert job.error is not None
+        assert job.error.code == code
+        assert words in job.error.message
 
 
 async def test_an_answer_that_the_token_limit_cut_is_never_mended(autojump_clock: MockClock) -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
-from pipeline_engine.steps.schemas import MAX_MESSAGES, Schema, check_schema, validate
+from pipeline_engine.steps.schemas import MAX_MESSAGES, MAX_SCHEMA_PARTS, Schema, check_schema, validate
 
 SCHEMA: Schema = {
     "type": "object",
@@ -60,6 +61,13 @@ def test_a_schema_that_cannot_be_used_is_named(schema: dict[str, Any], words: st
     message = check_schema(schema)
     assert message is not None
     assert words in message
+
+
+def test_a_schema_that_is_too_large_is_refused_without_reading_it_all() -> None:
+    began = time.process_time()
+    message = check_schema({"properties": {str(number): {"type": "string"} for number in range(200_000)}})
+    assert message == f"is too large: a JSON Schema may have {MAX_SCHEMA_PARTS} parts"
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(

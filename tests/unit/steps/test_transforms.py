@@ -13,6 +13,7 @@ from pipeline_engine.renderer import Renderer
 from pipeline_engine.steps import transforms
 from pipeline_engine.steps.transforms import MapOutput, apply_map, apply_reduce, check_jmespath
 from pipeline_engine.templates import Templates
+from pipeline_engine.worker_processes import WorkerProcesses
 
 
 def item(text: str = "", json: object | None = None, label: str = "source 1") -> dict[str, Any]:
@@ -24,7 +25,14 @@ def run(function: Callable[..., Any], settings: StepConfig, given: Any) -> Any:
     context = {"options": {"name": "Ada"}}
     workers = trio.CapacityLimiter(1)
     return trio.run(
-        partial(function, settings, given, renderer=Renderer(Templates()), context=context, workers=workers)
+        partial(
+            function,
+            settings,
+            given,
+            renderer=Renderer(Templates(), processes=WorkerProcesses()),
+            context=context,
+            workers=workers,
+        )
     )
 
 
