@@ -6,24 +6,25 @@ milliseconds (a large text, a slow pattern or template) runs in a worker thread.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jmespath
 import regex
 import trio
+from jmespath import functions
 from jmespath.exceptions import JMESPathError
 
 from pipeline_engine.errors import ErrorCode, StepError
 from pipeline_engine.jsontext import JsonTextError, dumps_compact, loads_strict
 from pipeline_engine.models import MapOperation, ParseFormat, ReduceOperation, StepConfig
 from pipeline_engine.renderer import Renderer
+from pipeline_engine.steps.growth import growth_of
 from pipeline_engine.steps.records import csv_rows, jsonl_values, logfmt_record, text_lines
 
 Item = Mapping[str, Any]
@@ -32,6 +33,11 @@ DEFAULT_TOP = 10  # elements that reduce: top keeps
 INLINE_CHARS = 16_384  # longer texts are transformed in a worker thread
 INLINE_SECONDS = 0.005  # for a pattern on the event loop
 PATTERN_SECONDS = 10.0  # for a pattern in a worker thread
+#: How many times its input a JMESPath expression may make of it, by its syntax: at all, and without a look at how large
+#: that is.
+MAX_GROWTH = 1_000
+FREE_GROWTH = 16
+MAX_GROWN_CHARS = 64 * 1024 * 1024  # that may come of it beyond FREE_GROWTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +79,9 @@ async def apply_map(
         case MapOperation.REGEX:
             return _matched(await _found(config.pattern or "", item, workers))
         case _:
-            work = functools.partial(_mapped, config, item)
-            return await _run(work, size=len(item["text"]), workers=workers)
+            work = partial(_mapped, config, item)
+            growth = _growth(config.expression or "") if config.map is MapOperation.SELECT else 1
+            return await _run(work, size=growth * len(item["text"]), workers=workers)
 
 
 def _mapped(config: StepConfig, item: Item) -> MapOutput:
@@ -82,6 +89,7 @@ def _mapped(config: StepConfig, item: Item) -> MapOutput:
         case MapOperation.IDENTITY:
             return _unchanged(item)
         case MapOperation.SELECT:
+            _check_growth(config.expression or "", [item])
             return _of_value(_search(config.expression or "", item["json"], item))
         case MapOperation.PARSE:
             return MapOutput(item["text"], _parsed(item, config.format), has_json=True)
@@ -91,12 +99,12 @@ def _mapped(config: StepConfig, item: Item) -> MapOutput:
 
 async def _found(pattern: str, item: Item, workers: trio.CapacityLimiter) -> regex.Match[str] | None:
     """The first match. Patterns can take exponential time: a short try here, a longer one where it disturbs nobody."""
-    search = functools.partial(regex.search, pattern, item["text"])
+    search = partial(regex.search, pattern, item["text"])
     try:
         return search(timeout=INLINE_SECONDS)
     except TimeoutError:
         try:
-            whole = functools.partial(search, timeout=PATTERN_SECONDS)
+            whole = partial(search, timeout=PATTERN_SECONDS)
             return await trio.to_thread.run_sync(whole, abandon_on_cancel=True, limiter=workers)
         except TimeoutError as exc:
             words = f"{item['label']}: config.pattern took longer than {PATTERN_SECONDS:g} s"
@@ -104,7 +112,7 @@ async def _found(pattern: str, item: Item, workers: trio.CapacityLimiter) -> reg
 
 
 async def _run(work: Callable[[], MapOutput], *, size: int, workers: trio.CapacityLimiter) -> MapOutput:
-    """Work on so many characters: at once when it is short, else in a thread, so that it holds nobody up."""
+    """Work on, or making, so many characters: at once when they are few, else in a thread, so that it holds nobody up."""
     if size <= INLINE_CHARS:
         await trio.lowlevel.checkpoint()
         return work()
@@ -137,10 +145,13 @@ async def apply_reduce(
         scope = {**context, "items": list(items)}
         return MapOutput(await renderer.render(config.template or "", scope))
     size = sum(len(item["text"]) for item in items)
-    return await _run(functools.partial(_reduced, config, items), size=size, workers=workers)
+    growth = 1 if config.by is None else _growth(config.by)
+    return await _run(partial(_reduced, config, items), size=growth * size, workers=workers)
 
 
 def _reduced(config: StepConfig, items: Sequence[Item]) -> MapOutput:
+    if config.by is not None:
+        _check_growth(config.by, items)
     match config.reduce:
         case ReduceOperation.CONCAT:
             separator = "\n" if config.separator is None else config.separator
@@ -158,23 +169,67 @@ def _reduced(config: StepConfig, items: Sequence[Item]) -> MapOutput:
 
 
 def check_jmespath(expression: str) -> str | None:
-    """What is wrong with a JMESPath expression; None if it compiles."""
+    """What is wrong with a JMESPath expression; None if it compiles, and cannot multiply its input beyond measure."""
     try:
-        _compiled(expression)
+        growth = _compiled(expression).growth
     except (JMESPathError, RecursionError) as exc:
         return f"is not JMESPath: {_first_line(exc)}"
+    if growth > MAX_GROWTH:
+        return f"multiplies its input up to {growth} times; at most {MAX_GROWTH} are allowed"
     return None
 
 
+class _Functions(functions.Functions):
+    """JMESPath's; `join` is the one that can multiply one part of the input with another."""
+
+    @functions.signature({"types": ["string"]}, {"types": ["array-string"]})
+    def _func_join(self, separator: str, texts: list[str]) -> str:
+        separators = len(separator) * len(texts)
+        given = len(separator) + len(texts) + sum(map(len, texts))
+        if separators > INLINE_CHARS and separators > FREE_GROWTH * given:
+            raise JMESPathError(f"join would make more than {FREE_GROWTH} times as much of its {given} characters")
+        return separator.join(texts)
+
+
+_OPTIONS = jmespath.Options(custom_functions=_Functions())
+
+
+@dataclass(frozen=True, slots=True)
+class _Expression:
+    parsed: jmespath.parser.ParsedResult
+    growth: int
+
+
 @lru_cache(maxsize=256)
-def _compiled(expression: str) -> jmespath.parser.ParsedResult:
-    return jmespath.compile(expression)
+def _compiled(expression: str) -> _Expression:
+    parsed = jmespath.compile(expression)
+    return _Expression(parsed, growth_of(parsed.parsed))
+
+
+def _growth(expression: str) -> int:
+    try:
+        return _compiled(expression).growth
+    except (JMESPathError, RecursionError) as exc:
+        message = f"the expression is not JMESPath: {_first_line(exc)}"
+        raise StepError(ErrorCode.OUTPUT_INVALID, message) from exc
+
+
+def _check_growth(expression: str, items: Sequence[Item]) -> None:
+    """Raises StepError when the expression could make too much of these items."""
+    growth = _growth(expression)
+    if growth <= FREE_GROWTH:
+        return
+    size = sum(len(_as_text(_value(item))) for item in items)
+    if growth * size > MAX_GROWN_CHARS:
+        words = f"the expression multiplies its input of {size} characters up to {growth} times"
+        raise StepError(ErrorCode.OUTPUT_INVALID, f"{words}; at most {MAX_GROWN_CHARS} characters are allowed")
 
 
 def _search(expression: str, value: object, item: Item) -> Any:
     try:
-        return _compiled(expression).search(value)
-    except (JMESPathError, RecursionError) as exc:
+        return _compiled(expression).parsed.search(value, options=_OPTIONS)
+    except (JMESPathError, RecursionError, ArithmeticError, TypeError, ValueError) as exc:
+        # The last three are what its functions let through: ceil of an infinite number, contains of unlike things.
         message = f"the expression cannot be applied to {item['label']}: {_first_line(exc)}"
         raise StepError(ErrorCode.OUTPUT_INVALID, message) from exc
 

@@ -197,6 +197,52 @@ def test_jmespath_is_checked() -> None:
         assert "\n" not in message
 
 
+DOUBLED = "|".join(["[@,@]"] * 24)
+
+
+def test_jmespath_that_multiplies_its_input_without_measure_is_refused() -> None:
+    assert check_jmespath("|".join(["[@,@]"] * 9)) is None
+    message = check_jmespath(DOUBLED)
+    assert message == f"multiplies its input up to {2**24} times; at most 1000 are allowed"
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        partial(mapped, MapOperation.SELECT, item("1", [1, 2]), expression=DOUBLED),
+        partial(reduced, ReduceOperation.COUNT_BY, [item("1", 1)] * 5, by=DOUBLED),
+        partial(reduced, ReduceOperation.TOP, [item("1", 1)] * 5, by=DOUBLED),
+    ],
+)
+def test_jmespath_that_would_make_too_much_of_its_input_is_not_applied(work: Callable[[], object]) -> None:
+    with pytest.raises(StepError, match="multiplies its input of 5 characters up to 16777216 times") as refused:
+        work()
+    assert refused.value.code is ErrorCode.OUTPUT_INVALID
+
+
+def test_jmespath_may_multiply_a_small_input() -> None:
+    output = mapped(MapOperation.SELECT, item("7", 7), expression="|".join(["[@,@]"] * 8))
+    assert output is not None
+    assert output.text.count("7") == 256
+
+
+@pytest.mark.parametrize(
+    "expression", ["ceil(to_number('inf'))", "floor(to_number('nan'))", "contains('a', `1`)", "join(@.glue, @.texts)"]
+)
+def test_a_value_that_jmespath_functions_cannot_take_is_invalid(expression: str) -> None:
+    assert check_jmespath(expression) is None
+    given = item("x", {"glue": "-" * 1_000, "texts": [""] * 10_000})
+    with pytest.raises(StepError, match="cannot be applied to source 1") as refused:
+        mapped(MapOperation.SELECT, given, expression=expression)
+    assert refused.value.code is ErrorCode.OUTPUT_INVALID
+
+
+def test_join_takes_any_separator_for_a_text_of_usual_length() -> None:
+    output = mapped(MapOperation.SELECT, item("x", [""] * 100), expression="join('" + "-" * 100 + "', @)")
+    assert output is not None
+    assert len(output.text) == 9_900
+
+
 def test_a_pattern_that_takes_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transforms, "PATTERN_SECONDS", 0.05)
     with pytest.raises(StepError, match="longer than"):
