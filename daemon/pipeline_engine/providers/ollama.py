@@ -17,6 +17,7 @@ from pipeline_engine.providers.framing import clean_text, decode_json
 from pipeline_engine.providers.http import Answer, post_json
 from pipeline_engine.providers.text_stream import AnswerText, ToolCalls, finish_reason_of
 from pipeline_engine.providers.transport import HttpClient
+from pipeline_engine.providers.usage import token_count
 
 DEFAULT_CONTEXTS = (2048, 4096)  # tokens: num_ctx of Ollama's versions where nobody sets it
 
@@ -130,18 +131,18 @@ class _ChatAnswer:
             usage=_usage(self._last),
             model=_model(self._last),
             tool_calls=tool_calls,
-            warnings=_prompt_warnings(self._call, self._last.get("prompt_eval_count")),
+            warnings=_prompt_warnings(self._call, token_count(self._last.get("prompt_eval_count"))),
         )
         return [*rest, completion]
 
 
-def _prompt_warnings(call: ProviderCall, tokens: Any) -> list[dict[str, Any]]:
+def _prompt_warnings(call: ProviderCall, tokens: int | None) -> list[dict[str, Any]]:
     """A warning if the prompt fills the whole context: Ollama cuts one that is longer, and says nothing.
 
     Without `num_ctx` the server's own default counts, and is not told; a prompt of exactly such a size, with far more
     characters than that, was cut. (A smaller count tells nothing: what the server still has in its cache is not counted.)
     """
-    if not isinstance(tokens, int):
+    if tokens is None:
         return []
     num_ctx = call.target.options.get("num_ctx")
     if isinstance(num_ctx, int):
@@ -203,13 +204,10 @@ def _value(text: bytes) -> Any:
 
 
 def _usage(value: dict[str, Any]) -> Usage | None:
-    prompt, completion = value.get("prompt_eval_count"), value.get("eval_count")
-    if not isinstance(prompt, int) and not isinstance(completion, int):
+    prompt, completion = token_count(value.get("prompt_eval_count")), token_count(value.get("eval_count"))
+    if prompt is None and completion is None:
         return None
-    return Usage(
-        prompt_tokens=prompt if isinstance(prompt, int) else 0,
-        completion_tokens=completion if isinstance(completion, int) else 0,
-    )
+    return Usage(prompt_tokens=prompt or 0, completion_tokens=completion or 0)
 
 
 def _model(value: dict[str, Any]) -> str | None:

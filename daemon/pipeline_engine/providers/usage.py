@@ -1,4 +1,4 @@
-"""The token counts of an answer, in OpenAI's words."""
+"""The token counts of an answer."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from typing import Any
 
 from pipeline_engine.models import Usage
 
+MAX_TOKENS = 2**53  # JSON's readers keep whole numbers exact up to here; no answer has a billionth of it
+
 
 def usage_of(value: Any) -> Usage | None:
-    """The counts in a `usage` object, if there is one; older and newer APIs name them differently."""
+    """The counts in a `usage` object in OpenAI's words, if there is one; older and newer APIs name them differently."""
     if not isinstance(value, dict):
         return None
     prompt = value.get("prompt_tokens", value.get("input_tokens"))
     completion = value.get("completion_tokens", value.get("output_tokens"))
-    return Usage(
-        prompt_tokens=prompt if isinstance(prompt, int) else 0,
-        completion_tokens=completion if isinstance(completion, int) else 0,
-    )
+    return Usage(prompt_tokens=token_count(prompt) or 0, completion_tokens=token_count(completion) or 0)
+
+
+def token_count(value: Any) -> int | None:
+    """The number of tokens that a server told, or None for what can be none: it is stored, and budgets are made of it."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_TOKENS
+    return value if is_count else None

@@ -102,6 +102,18 @@ async def test_tool_calls_are_whole_and_get_ids() -> None:
     ]
 
 
+async def test_what_is_no_count_of_tokens_counts_nothing() -> None:
+    for prompt, completion, usage in (
+        (True, 6, Usage(completion_tokens=6)),
+        (-3, 6, Usage(completion_tokens=6)),
+        (26, 2**53, Usage(prompt_tokens=26)),
+        (True, -1, None),
+    ):
+        end = line(done=True, done_reason="stop", prompt_eval_count=prompt, eval_count=completion)
+        answer, _ = await ask(Reply.ndjson(line("x"), end))
+        assert answer.completion.usage == usage
+
+
 async def test_an_old_server_gives_no_reason() -> None:
     answer, _ = await ask(Reply.ndjson(line("x"), line(done=True)))
     assert (answer.completion.finish_reason, answer.completion.usage) == ("stop", None)
