@@ -26,7 +26,7 @@ from pipeline_engine.models import (
 )
 
 NonNegativeInt = Annotated[int, Meta(ge=0)]
-Days = Annotated[float, Meta(ge=0)]
+Days = Annotated[float, Meta(ge=0, le=999_999_999)]  # a timedelta holds no more
 
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(\[[0-9A-Fa-f:.]+\]|[^\s\[\]/?#@:*]+)(:[0-9]+)?")
 _LEFT_OUT = {"http": ":80", "https": ":443"}  # the ports that a browser does not write

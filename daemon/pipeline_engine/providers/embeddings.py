@@ -46,6 +46,12 @@ def _vector(value: Any) -> list[float]:
         value = list(struct.unpack(f"<{len(data) // _FLOAT_SIZE}f", data))
     if not isinstance(value, list) or not value:
         raise ValueError("has an embedding without numbers")
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in value):
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in value):
         raise ValueError("has an embedding with something that is no number")
-    return [float(number) for number in value]
+    try:
+        vector = [float(number) for number in value]
+    except OverflowError:  # of a whole number, which can have any length
+        vector = [math.inf]
+    if not all(map(math.isfinite, vector)):
+        raise ValueError("has an embedding with a number that is not finite")
+    return vector

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -7,6 +8,7 @@ import pytest
 from tests.config_setting import load, refusal
 
 from pipeline_engine import config_loader
+from pipeline_engine.assembly import retention_rules
 from pipeline_engine.config import LogFormat, LogLevel, check_exposure, parse_log_level
 from pipeline_engine.decoding import Secret
 from pipeline_engine.errors import InvalidRequestError
@@ -182,6 +184,12 @@ def test_a_file_that_was_named_must_be_there(home: Path) -> None:
         ('[store]\ndurability = "high"\n', 2, "store.durability: 'high' is not one of normal, full"),
         ("[store.retention]\nmax_age = 1\n", 2, "store.retention.max_age: unknown key"),
         ("[store.retention]\nmax_age_days = inf\n", 2, "store.retention.max_age_days: is not a finite number"),
+        ("[store.retention]\nmax_age_days = 1e12\n", 2, "store.retention.max_age_days: expected float <= 999999999"),
+        (
+            "[store.retention]\nchunk_age_days = 1e12\n",
+            2,
+            "store.retention.chunk_age_days: expected float <= 999999999",
+        ),
         ('[handlers]\nx = "no colon"\n', 2, "handlers.x: 'no colon' is not of the form module:function"),
         ('[[providers]]\nid = "x"\nkind = "magic"\n', 3, "providers[0].kind: 'magic' is not one of openai"),
         ('[[providers]]\nkind = "openai"\n', 1, "providers[0].id: is required"),
@@ -200,6 +208,11 @@ def test_a_mistake_in_a_file_is_refused_with_file_line_and_key(home: Path, text:
     message = refusal(home, text)
     assert message.startswith(f"{home}/config.toml: line {line}: "), message
     assert words in message
+
+
+def test_jobs_may_be_kept_for_as_long_as_can_be_said(home: Path) -> None:
+    rules = retention_rules(load(home, "[store.retention]\nmax_age_days = 999999999\nchunk_age_days = 999999999\n"))
+    assert rules.max_age == rules.chunk_age == timedelta(days=999_999_999)
 
 
 def test_all_mistakes_of_a_file_come_at_once(home: Path) -> None:

@@ -44,6 +44,8 @@ def test_base64_is_little_endian_float32() -> None:
         ([{"embedding": ["x"]}], 1),
         ([{"embedding": [None]}], 1),
         ([{"embedding": [float("inf")]}], 1),
+        ([{"embedding": [10**400]}], 1),
+        ([{"embedding": [True]}], 1),
         ([{"embedding": base64.b64encode(b"12345").decode()}], 1),
         ([{"embedding": "not base64!"}], 1),
         (["text"], 1),
