@@ -207,6 +207,7 @@ async def open_api(
             access=access,
             writer=setting.writer,
             hide_secrets=lambda config: None,
+            use_settings=lambda config: None,
         )
         levels: list[LogLevel] = []
         api = Api(config=config or configuration(), local=None if starting else local, use_log_level=levels.append)

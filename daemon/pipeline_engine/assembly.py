@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -53,6 +55,8 @@ class LocalEngine:
     writer: StoreWriter
     #: Hides the files and values of the secrets in a configuration that is about to come into force.
     hide_secrets: Callable[[Config], None]
+    #: Brings the limits of jobs, the handlers and the rules of retention of a configuration into force.
+    use_settings: Callable[[Config], None]
 
 
 def file_checker(config: Config) -> DefinitionChecker:
@@ -73,6 +77,16 @@ def configured_pipelines(
     pipelines = [RegisteredPipeline(definition, "environment") for definition in config.pipelines]
     pipelines += [RegisteredPipeline(one.definition, str(one.file)) for one in loaded.definitions.values()]
     return pipelines, loaded
+
+
+def engine_limits(config: Config) -> EngineLimits:
+    wanted = config.limits
+    return EngineLimits(
+        max_running_jobs=wanted.max_running_jobs,
+        max_queued_jobs=wanted.max_queued_jobs,
+        max_restarts=wanted.max_restarts,
+        max_store_bytes=wanted.max_store_bytes,
+    )
 
 
 def retention_rules(config: Config) -> RetentionRules:
@@ -140,7 +154,6 @@ async def open_engine(
     clock = clock or AgeClock()
     workers = trio.CapacityLimiter(WORKER_THREADS)
     templates = Templates(fuel=config.limits.template_fuel)
-    handlers = Handlers(config.handlers)
     access = StoreAccess(store, threads=READ_THREADS)
     writer = StoreWriter(store=store)
     redactor = redactor or Redactor()
@@ -170,8 +183,23 @@ async def open_engine(
             tracer=tracer,
         ) as registry,
     ):
+        services = Services(
+            renderer=Renderer(templates, processes=processes),
+            processes=processes,
+            registry=registry,
+            handlers=Handlers(config.handlers),
+            artifacts=artifacts,
+            workers=workers,
+            max_items=config.limits.max_items,
+            tracer=tracer,
+            redactor=redactor,
+        )
+
+        def is_handler(name: str) -> bool:
+            return services.handlers.known(name)  # of the services in force: a reload brings others
+
         checker = DefinitionChecker(
-            templates=templates, profiles=registry.get, profile_ids=registry.ids, handlers=handlers.known
+            templates=templates, profiles=registry.get, profile_ids=registry.ids, handlers=is_handler
         )
         pipelines = Pipelines(configured_pipelines(config, checker)[0])
         catalog = Catalog(pipelines=pipelines, registry=registry, checker=checker, access=access, writer=writer)
@@ -182,36 +210,27 @@ async def open_engine(
         engine = Engine(
             access=access,
             writer=writer,
-            services=Services(
-                renderer=Renderer(templates, processes=processes),
-                processes=processes,
-                registry=registry,
-                handlers=handlers,
-                artifacts=artifacts,
-                workers=workers,
-                max_items=config.limits.max_items,
-                tracer=tracer,
-                redactor=redactor,
-            ),
+            services=services,
             admission=Admission(pipelines=pipelines, checker=checker, processes=processes),
-            limits=EngineLimits(
-                max_running_jobs=config.limits.max_running_jobs,
-                max_queued_jobs=config.limits.max_queued_jobs,
-                max_restarts=config.limits.max_restarts,
-                max_store_bytes=config.limits.max_store_bytes,
-            ),
+            limits=engine_limits(config),
             clock=clock,
         )
-        retention = Retention(
-            rules=retention_rules(config),
-            engine=engine,
-            access=access,
-            writer=writer,
-            artifacts=artifacts,
-            clock=clock,
+        new_retention = partial(
+            Retention, engine=engine, access=access, writer=writer, artifacts=artifacts, clock=clock
         )
+        keeper = _RetentionKeeper(retention_rules(config), new_retention)
+
+        def use_settings(wanted: Config) -> None:
+            nonlocal config, services
+            handlers = services.handlers if wanted.handlers == config.handlers else Handlers(wanted.handlers)
+            services = dataclasses.replace(services, handlers=handlers, max_items=wanted.limits.max_items)
+            config = wanted
+            templates.fuel = config.limits.template_fuel
+            engine.use_settings(limits=engine_limits(config), services=services)
+            keeper.use_rules(retention_rules(config))
+
         async with running(engine, writer, grace_s=grace_s), trio.open_nursery() as housekeeping:
-            housekeeping.start_soon(retention.run)
+            housekeeping.start_soon(keeper.run)
             yield LocalEngine(
                 engine=engine,
                 catalog=catalog,
@@ -221,8 +240,32 @@ async def open_engine(
                 access=access,
                 writer=writer,
                 hide_secrets=hide_secrets,
+                use_settings=use_settings,
             )
             housekeeping.cancel_scope.cancel()
+
+
+class _RetentionKeeper:
+    """Runs retention by the rules in force; new rules begin with a new one."""
+
+    def __init__(self, rules: RetentionRules, new_retention: Callable[..., Retention]) -> None:
+        self._rules = rules
+        self._new_retention = new_retention
+        self._changed = trio.Event()
+
+    def use_rules(self, rules: RetentionRules) -> None:
+        if rules != self._rules:
+            self._rules = rules
+            self._changed.set()
+
+    async def run(self) -> None:
+        while True:
+            self._changed = trio.Event()
+            async with trio.open_nursery() as keeping:
+                # Cancelled at any point it leaves nothing half done that the next one does not find.
+                keeping.start_soon(self._new_retention(rules=self._rules).run)
+                await self._changed.wait()
+                keeping.cancel_scope.cancel()
 
 
 @asynccontextmanager

@@ -91,7 +91,13 @@ async def run_daemon(
             async with open_local_engine(
                 config, data_dir=config.data_dir, environ=os.environ, redactor=redactor
             ) as local:
-                reloader = Reloader(config=config, local=local, load=load, use_log_level=api.set_log_level)
+                reloader = Reloader(
+                    config=config,
+                    local=local,
+                    load=load,
+                    use_log_level=api.set_log_level,
+                    use_config=api.use_config,
+                )
                 await reloader.use_definitions()
                 system.start_soon(_reload_on_request, reloader, reload_wishes, notifier)
                 system.start_soon(_watch_files, reloader)

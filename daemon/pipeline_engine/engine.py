@@ -27,14 +27,7 @@ from pipeline_engine.events import EventLog, EventName, Follower
 from pipeline_engine.idempotency import IdempotencyKey, IdempotencyKeys
 from pipeline_engine.job_queue import JobQueue
 from pipeline_engine.job_runner import JobRunner, LiveJob, Stop, summary_of
-from pipeline_engine.models import (
-    Job,
-    JobId,
-    JobRequest,
-    JobStatus,
-    PipelineDef,
-    RerunRequest,
-)
+from pipeline_engine.models import Job, JobId, JobRequest, JobStatus, PipelineDef, RerunRequest
 from pipeline_engine.reruns import plan_rerun, read_parent
 from pipeline_engine.scheduler import new_executions
 from pipeline_engine.steps.context import JobState, Services, StepStats
@@ -97,6 +90,13 @@ class Engine:
         self.next_end = trio.Event()  # set when the next job ends or is deleted, and then replaced
         self.stopped = trio.Event()  # set when `run` has let go of every job
         self.finished: Counter[JobStatus] = Counter()  # jobs that ended since the start
+
+    def use_settings(self, *, limits: EngineLimits, services: Services) -> None:
+        """These hold from now on; a job that runs keeps the services that it began with."""
+        self._limits, self._services = limits, services
+        restarts, clock = limits.max_restarts, self._clock
+        self._runner = JobRunner(access=self._access, services=services, max_restarts=restarts, clock=clock)
+        self._wake.set()  # more jobs may run than before
 
     # the owner of all running jobs
 

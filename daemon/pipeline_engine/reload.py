@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import trio
 
 from pipeline_engine.assembly import LocalEngine, configured_pipelines, profile_origins
@@ -20,8 +21,9 @@ from pipeline_engine.pipelines import RegisteredPipeline
 
 log = logging.getLogger(__name__)
 
-#: What `Config.settings` shows and a reload changes; everything else takes a restart.
-_RELOADED = frozenset({"log_level", "pipelines_dir"})
+_RELOADED_LIMITS = (
+    "max_items", "max_queued_jobs", "max_restarts", "max_running_jobs", "max_store_bytes", "template_fuel",
+)  # fmt: skip
 
 
 class Reloader:
@@ -37,11 +39,14 @@ class Reloader:
         local: LocalEngine,
         load: Callable[[], Config],
         use_log_level: Callable[[LogLevel], None],
+        use_config: Callable[[Config], None],
     ) -> None:
-        self._config = config
+        self._config = config  # in force
+        self._read = config  # as it was read last: what takes a restart is in it, too
         self._local = local
         self._load = load
         self._use_log_level = use_log_level
+        self._use_config = use_config
         self._definitions: dict[str, LoadedDefinition] = {}
         self._told: dict[Path, str] = {}
         self._lock = trio.Lock()
@@ -81,20 +86,21 @@ class Reloader:
 
         return {directory: interest_in(directory) for directory in names.keys() | folders}
 
-    def _take_over(self, config: Config) -> None:
-        self._local.hide_secrets(config)
-        before, after = self._config.settings(), config.settings()
-        changed = sorted(key for key in after if after[key] != before[key] and key not in _RELOADED)
-        changed += [name for name in ("api_key", "handlers") if getattr(config, name) != getattr(self._config, name)]
-        if changed:
-            log.warning("changed, but in force only after a restart: %s", ", ".join(changed))
+    def _take_over(self, read: Config) -> None:
+        self._local.hide_secrets(read)
+        config = _in_force(self._config, read)
+        # What needs a restart is told again when it changes again, and not at every reload.
+        waiting = sorted(_differences(read, config) & _differences(read, self._read))
+        if waiting:
+            log.warning("changed, but in force only after a restart: %s", ", ".join(waiting))
         if config.log_level is not self._config.log_level:
             self._use_log_level(config.log_level)
         for warning in config.warnings:
             if warning not in self._config.warnings:
                 log.warning("%s", warning)
-        # What needs a restart is told again when it changes again, and not at every reload.
-        self._config = config
+        self._local.use_settings(config)
+        self._use_config(config)
+        self._config, self._read = config, read
 
     async def _use_files(self) -> None:
         try:
@@ -135,6 +141,32 @@ class Reloader:
             if self._told.get(file) != message:
                 log.error("%s", message)
         self._told = now
+
+
+def _in_force(before: Config, read: Config) -> Config:
+    """What holds when a configuration has been read; what is not named here takes a restart."""
+    limits = {name: getattr(read.limits, name) for name in _RELOADED_LIMITS}
+    return dataclasses.replace(
+        before,
+        log_level=read.log_level,
+        pipelines_dirs=read.pipelines_dirs,
+        limits=msgspec.structs.replace(before.limits, **limits),
+        store=msgspec.structs.replace(before.store, retention=read.store.retention),
+        providers=read.providers,
+        handlers=read.handlers,
+        pipelines=read.pipelines,
+        origins=read.origins,
+        files=read.files,
+        private_files=read.private_files,
+        warnings=read.warnings,
+    )
+
+
+def _differences(one: Config, other: Config) -> set[str]:
+    """The settings that differ, by their dotted keys."""
+    shown, others = one.settings(), other.settings()
+    differences = {key for key in shown if shown[key] != others[key]}
+    return differences | ({"api_key"} if one.api_key != other.api_key else set())
 
 
 async def reload_on_changes(reloader: Reloader, watch: FileWatch) -> None:

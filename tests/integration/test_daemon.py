@@ -282,11 +282,15 @@ def test_while_it_drains_it_answers_but_takes_no_jobs_and_a_second_signal_ends_i
 
 def test_a_hangup_reads_the_configuration_again(daemon: Daemon) -> None:
     daemon.start("serve")
-    daemon.config.write_text('log_level = "debug"\n' + SLEEPER, encoding="utf-8")
+    limits = "[limits]\nmax_items = 3\nmax_body_bytes = 1\n"
+    daemon.config.write_text('log_level = "debug"\n' + limits + SLEEPER, encoding="utf-8")
     daemon.send(signal.SIGHUP)
     daemon.until(lambda: "were read again" in daemon.text)
     assert "sleeper" in daemon.client.get("/v1/config/providers").text
-    assert daemon.client.post("/v1/config/engine", json={}).json()["log_level"] == "debug"
+    shown = daemon.client.post("/v1/config/engine", json={}).json()
+    assert shown["log_level"] == "debug"
+    assert shown["limits.max_items"] == 3
+    assert shown["limits.max_body_bytes"] == 32 * 1024 * 1024
 
 
 def test_a_bad_definition_is_told_with_its_place_and_hides_no_other(daemon: Daemon) -> None:

@@ -14,12 +14,12 @@ import pytest
 import trio
 import trio.testing
 from tests.api_setting import NOWHERE
-from tests.engine_setting import job_request
+from tests.engine_setting import Json, job_request
 
 from pipeline_engine.assembly import LocalEngine, open_engine
-from pipeline_engine.config import LogLevel
+from pipeline_engine.config import Config, LogLevel
 from pipeline_engine.config_loader import load_config
-from pipeline_engine.errors import UnknownPipelineError
+from pipeline_engine.errors import InvalidRequestError, UnknownPipelineError
 from pipeline_engine.file_watch import open_file_watch
 from pipeline_engine.models import ProviderKind, ProviderProfile
 from pipeline_engine.providers.confinement import landlock_version
@@ -35,6 +35,7 @@ class Setting:
     config_file: Path
     pipelines: Path
     log_levels: list[LogLevel] = field(default_factory=list)
+    configs: list[Config] = field(default_factory=list)
 
     def version_of(self, pipeline_type: str) -> str | None:
         try:
@@ -53,9 +54,12 @@ async def open_setting(tmp_path: Path) -> AsyncGenerator[Setting, None]:
     artifacts = ArtifactFiles(tmp_path / "artifacts")
     async with open_engine(config, store=MemoryStore(), artifacts=artifacts, environ={}) as local:
         levels: list[LogLevel] = []
-        reloader = Reloader(config=config, local=local, load=load, use_log_level=levels.append)
+        configs: list[Config] = []
+        reloader = Reloader(
+            config=config, local=local, load=load, use_log_level=levels.append, use_config=configs.append
+        )
         await reloader.use_definitions()
-        yield Setting(local, reloader, config_file, pipelines, levels)
+        yield Setting(local, reloader, config_file, pipelines, levels, configs)
 
 
 def write(path: Path, text: str) -> None:
@@ -214,13 +218,56 @@ async def test_the_log_level_changes_and_the_rest_asks_for_a_restart(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_setting(tmp_path) as setting:
-        write(setting.config_file, 'log_level = "debug"\n[limits]\nmax_running_jobs = 3\n[handlers]\nh = "m:f"\n')
+        write(
+            setting.config_file,
+            'log_level = "debug"\n[http]\nheartbeat_s = 3\n[limits]\nmax_body_bytes = 1\nmax_items = 2\n',
+        )
         with caplog.at_level(logging.WARNING):
             await setting.reloader.reload()
             await setting.reloader.reload()
         assert setting.log_levels == [LogLevel.DEBUG]
         [record] = caplog.records
-        assert record.getMessage().endswith("after a restart: limits.max_running_jobs, handlers")
+        assert record.getMessage().endswith("after a restart: http.heartbeat_s, limits.max_body_bytes")
+        assert len(setting.configs) == 2
+        shown = setting.configs[-1].settings()
+        assert (shown["http.heartbeat_s"], shown["limits.max_items"], shown["log_level"]) == (15.0, 2, "debug")
+
+
+async def test_the_settings_of_jobs_change_at_once(tmp_path: Path) -> None:
+    async with open_setting(tmp_path) as setting:
+        engine = setting.local.engine
+
+        async def code_of(step: Json, *sources: str) -> str | None:
+            job = await engine.submit(job_request([step], sources))
+            job = await engine.wait(job.id)
+            return job.error.code if job.error is not None else None
+
+        fanout = {"id": "a", "kind": "map", "mode": "fanout", "config": {"map": "identity"}}
+        loop = "{% for i in range(1000) %}.{% endfor %}"
+        template = {"id": "a", "kind": "map", "config": {"map": "template", "template": loop}}
+        handler = {"id": "a", "kind": "custom", "config": {"handler": "shown"}}
+        assert await code_of(fanout, "x", "y") is None
+        assert await code_of(template, "x") is None
+        with pytest.raises(InvalidRequestError, match="there is no handler 'shown'"):
+            await code_of(handler, "x")
+        write(
+            setting.config_file,
+            '[limits]\nmax_items = 1\ntemplate_fuel = 100\nmax_queued_jobs = 1\n[handlers]\nshown = "builtins:repr"\n',
+        )
+        await setting.reloader.reload()
+        assert await code_of(fanout, "x", "y") == "budget_exceeded"
+        assert await code_of(template, "x") == "template_error"
+        assert await code_of(handler, "x") is None
+
+
+async def test_the_rules_of_retention_change_at_once(tmp_path: Path) -> None:
+    async with open_setting(tmp_path) as setting:
+        engine = setting.local.engine
+        job = await engine.submit(job_request([{"id": "a", "kind": "map", "config": {"map": "identity"}}], ["x"]))
+        await engine.wait(job.id)
+        write(setting.config_file, "[store.retention]\nmax_jobs = 0\n")
+        await setting.reloader.reload()
+        await until(lambda: setting.local.access.store.head(job.id) is None)
 
 
 async def test_changes_are_noticed_without_being_asked(tmp_path: Path) -> None:

@@ -61,6 +61,10 @@ class Api:
             return UnavailableError("the daemon is starting")
         return self.local.engine.refusal
 
+    def use_config(self, config: Config) -> None:
+        """This is in force now, but for the log level: a client may have set another one."""
+        self.config = dataclasses.replace(config, log_level=self.config.log_level)
+
     def set_log_level(self, level: LogLevel) -> None:
         self._use_log_level(level)
         self.config = dataclasses.replace(self.config, log_level=level)

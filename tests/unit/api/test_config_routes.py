@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.api_setting import ApiSetting, body_of, open_api
+from tests.api_setting import ApiSetting, body_of, configuration, open_api
 from tests.engine_setting import Json, ScriptedRegistry, llm
 from trio.testing import MockClock
 
@@ -235,6 +235,14 @@ async def test_a_profile_is_removed(autojump_clock: MockClock) -> None:
         assert (await api.ask("DELETE", "/v1/config/providers/fake")).status == 409
         refused = await api.ask("POST", "/v1/jobs", body_of([llm("a", provider_profile_id="mine")]))
         assert refused.status == 400
+
+
+async def test_a_reload_is_shown_and_keeps_the_log_level_that_a_client_has_set(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        await api.ask("POST", "/v1/config/engine", {"log_level": "debug"})
+        api.api.use_config(configuration(pipelines_dir="/pipelines", log_level="error"))
+        shown = (await api.ask("POST", "/v1/config/engine", {})).json
+        assert (shown["pipelines_dir"], shown["log_level"]) == (["/pipelines"], "debug")
 
 
 @pytest.mark.parametrize(("given", "level"), [("debug", "debug"), ("WARN", "warning")])

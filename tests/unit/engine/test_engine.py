@@ -224,6 +224,22 @@ async def test_a_limit_of_tokens_that_is_no_whole_number_is_refused(autojump_clo
             await setting.submit([llm("a")], options={"max_tokens": given})
 
 
+async def test_limits_that_change_hold_at_once(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"slow": [Script(first=10)]})
+    async with open_setting(registry=registry, limits=EngineLimits(max_running_jobs=1)) as setting:
+        services = setting.engine._services
+        jobs = [await setting.submit([llm("a", "slow")]) for _ in range(3)]
+        await trio.sleep(1)
+        assert registry.under_way == 1
+        setting.engine.use_settings(limits=EngineLimits(max_running_jobs=2, max_queued_jobs=1), services=services)
+        await trio.sleep(1)
+        assert registry.under_way == 2
+        with pytest.raises(QueueFullError):
+            await setting.submit([llm("a")])
+        for job in jobs:
+            assert (await setting.engine.wait(job.id)).status is JobStatus.SUCCEEDED
+
+
 @pytest.mark.parametrize(
     ("failure", "error", "words"),
     [
