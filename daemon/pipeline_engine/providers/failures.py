@@ -117,7 +117,8 @@ def failure(target: Target, *, status: int, headers: Mapping[str, str], body: by
     if 300 <= status < 400:
         place = without_query(headers.get("location", "nowhere"))
         info = ErrorInfo(message=f"a redirect to {place}, which is not followed: set base_uri to the final address")
-    return _classified(target, info, status=status, raw=raw, retry_after_s=parse_retry_after(headers, now=now))
+    pause = parse_retry_after(headers, status=status, now=now)
+    return _classified(target, info, status=status, raw=raw, retry_after_s=pause)
 
 
 def failure_inside(
@@ -130,7 +131,7 @@ def failure_inside(
         info,
         status=info.status,
         raw=clean_text(raw.decode(errors="replace")),
-        retry_after_s=parse_retry_after(headers, now=now),
+        retry_after_s=parse_retry_after(headers, status=info.status, now=now),
     )
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 
 # Plain decimals only: float() also takes "inf", "nan", "1e400" and "1_000".
 _NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?", re.ASCII)
@@ -14,11 +15,12 @@ _SECONDS_PER_UNIT = (86_400.0, 3_600.0, 60.0, 1.0, 0.001)
 _LIMITED_THINGS = ("requests", "tokens")
 
 
-def parse_retry_after(headers: Mapping[str, str], *, now: datetime) -> float | None:
+def parse_retry_after(headers: Mapping[str, str], *, status: int | None, now: datetime) -> float | None:
     """The pause in seconds, or None if the headers (names in lower case) say nothing that can be used.
 
     `retry-after-ms` is the most exact and wins; `Retry-After` is seconds or a date (RFC 9110, section 10.2.3);
-    `x-ratelimit-reset-requests` and `-tokens` are durations like "1m30s" (OpenAI's rate limit headers).
+    `x-ratelimit-reset-requests` and `-tokens` are durations like "1m30s" (OpenAI's rate limit headers, which all of its
+    answers have). `status` is that of the answer, if one is known.
     """
     milliseconds = _number(headers.get("retry-after-ms", ""))
     if milliseconds is not None:
@@ -27,7 +29,7 @@ def parse_retry_after(headers: Mapping[str, str], *, now: datetime) -> float | N
     pause = _number(text)
     if pause is None:
         pause = _until_date(text, now)
-    return _until_reset(headers) if pause is None else pause
+    return _until_reset(headers, status) if pause is None else pause
 
 
 def _number(text: str) -> float | None:
@@ -43,15 +45,20 @@ def _until_date(text: str, now: datetime) -> float | None:
     return max(0.0, (date - now).total_seconds())
 
 
-def _until_reset(headers: Mapping[str, str]) -> float | None:
-    """The longest pause of those limits that are used up; of all, if none says that it is."""
-    pauses = {
-        thing: pause
+def _until_reset(headers: Mapping[str, str], status: int | None) -> float | None:
+    """The longest pause of those limits that are used up."""
+    pauses = [
+        pause
         for thing in _LIMITED_THINGS
-        if (pause := _duration(headers.get(f"x-ratelimit-reset-{thing}", ""))) is not None
-    }
-    used_up = [pauses[thing] for thing in pauses if headers.get(f"x-ratelimit-remaining-{thing}", "").strip() == "0"]
-    return max(used_up or pauses.values(), default=None)
+        if _is_used_up(headers.get(f"x-ratelimit-remaining-{thing}"), status)
+        and (pause := _duration(headers.get(f"x-ratelimit-reset-{thing}", ""))) is not None
+    ]
+    return max(pauses, default=None)
+
+
+def _is_used_up(remaining: str | None, status: int | None) -> bool:
+    """Whether the limit stands in the way; a server that does not tell what remains tells it by the status alone."""
+    return status == HTTPStatus.TOO_MANY_REQUESTS if remaining is None else remaining.strip() == "0"
 
 
 def _duration(text: str) -> float | None:

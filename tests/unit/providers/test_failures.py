@@ -106,6 +106,8 @@ def test_an_error_inside_an_answer_with_status_200(value: Any, code: ErrorCode, 
 def test_the_wait_that_the_server_asks_for_counts_only_where_a_retry_can_help() -> None:
     assert answered(429, error(), headers={"retry-after": "7"}).retry_after_s == 7
     assert answered(401, error(), headers={"retry-after": "7"}).retry_after_s is None
+    usual = {"x-ratelimit-remaining-requests": "4999", "x-ratelimit-reset-requests": "6m0s"}
+    assert answered(500, error(), headers=usual).retry_after_s is None
 
 
 def test_a_redirect_names_its_aim_without_the_query() -> None:

@@ -40,7 +40,7 @@ NOW = datetime(2026, 1, 15, 10, 0, 0, tzinfo=UTC)
     ],
 )
 def test_how_long_to_wait(headers: dict[str, str], seconds: float | None) -> None:
-    assert parse_retry_after(headers, now=NOW) == (None if seconds is None else pytest.approx(seconds))
+    assert parse_retry_after(headers, status=429, now=NOW) == (None if seconds is None else pytest.approx(seconds))
 
 
 def test_only_the_limit_that_is_used_up_counts() -> None:
@@ -50,4 +50,24 @@ def test_only_the_limit_that_is_used_up_counts() -> None:
         "x-ratelimit-remaining-tokens": "5000",
         "x-ratelimit-reset-tokens": "6m0s",
     }
-    assert parse_retry_after(headers, now=NOW) == 2
+    assert parse_retry_after(headers, status=429, now=NOW) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        (500, {"x-ratelimit-remaining-requests": "4999", "x-ratelimit-reset-requests": "6m0s"}, None),
+        (429, {"x-ratelimit-remaining-requests": "4999", "x-ratelimit-reset-requests": "6m0s"}, None),
+        (500, {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "2s"}, 2),
+        (None, {"x-ratelimit-remaining-tokens": " 0 ", "x-ratelimit-reset-tokens": "2s"}, 2),
+        (500, {"x-ratelimit-reset-requests": "6m0s"}, None),
+        (None, {"x-ratelimit-reset-requests": "6m0s"}, None),
+        (429, {"x-ratelimit-reset-requests": "6m0s"}, 360),
+        (429, {"x-ratelimit-remaining-requests": "4", "x-ratelimit-reset-tokens": "2s"}, 2),
+        (500, {"retry-after": "7"}, 7),
+    ],
+)
+def test_a_limit_that_is_not_used_up_asks_for_no_pause(
+    status: int | None, headers: dict[str, str], seconds: float | None
+) -> None:
+    assert parse_retry_after(headers, status=status, now=NOW) == seconds
