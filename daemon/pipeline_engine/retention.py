@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import trio
 
@@ -115,8 +116,9 @@ class Retention:
     async def _delete(self, job_ids: Sequence[JobId]) -> int:
         if job_ids:
             artifacts = await self._access.call(self._access.store.artifacts_of, job_ids)
-            await self._writer.execute(DeleteJobs(job_ids))
-            self._artifacts.doubt(artifacts)
+            # Once they are gone nothing else tells of their artifacts, even if we are cancelled meanwhile.
+            doubt = partial(self._artifacts.doubt, artifacts)
+            await self._writer.post(DeleteJobs(job_ids), refusable=True, on_commit=doubt).wait()
             await self._remove_artifacts()
         return len(job_ids)
 
