@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -199,10 +199,12 @@ class Catalog:
         profiles: Iterable[ProviderProfile],
         origins: dict[str, str],
         pipelines: Iterable[RegisteredPipeline],
+        broken_files: Sequence[str] = (),
     ) -> None:
         """Use these profiles and pipelines of the configuration instead of those so far.
 
-        `origins` are the places (`FILE:LINE`) of the profiles that a file defines, by their ids. Jobs that run keep
+        `origins` are the places (`FILE:LINE`) of the profiles that a file defines, by their ids; `broken_files` says
+        what is wrong with each definition file that cannot be used. Jobs that run keep
         what they began with.
         """
         self._configured = {profile.id: profile for profile in profiles}
@@ -215,7 +217,7 @@ class Catalog:
         for profile in wanted.values():
             if self.registry.get(profile.id) != profile:
                 self.registry.put(profile)
-        self.pipelines.replace_fixed(pipelines)
+        self.pipelines.replace_fixed(pipelines, broken_files=broken_files)
 
 
 def _same_origin(one: ProviderProfile, other: ProviderProfile) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from pipeline_engine.suggestions import known_names
+
+
+MAX_BROKEN_FILES = 3  # that a message about an unknown pipeline names
 
 
 class ErrorCode(StrEnum):
@@ -82,9 +85,13 @@ class UnknownPipelineError(PipelineEngineError):
 
     code = "unknown_pipeline"
 
-    def __init__(self, pipeline_type: str, known: Iterable[str]) -> None:
+    def __init__(self, pipeline_type: str, known: Iterable[str], *, broken_files: Sequence[str] = ()) -> None:
         names = sorted(known)
         message = f"there is no pipeline {pipeline_type!r}; {known_names(pipeline_type, names)}"
+        if broken_files:
+            # Perhaps one of them would define it.
+            count = "1 definition file" if len(broken_files) == 1 else f"{len(broken_files)} definition files"
+            message += f"; {count} cannot be used: {'; '.join(broken_files[:MAX_BROKEN_FILES])}"
         super().__init__(message, details={"known": names})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline_engine.errors import ConflictError, NotFoundError, UnknownPipelineError
@@ -28,20 +28,23 @@ class Pipelines:
     def __init__(self, fixed: Iterable[RegisteredPipeline] = ()) -> None:
         self._fixed = {pipeline.definition.type: pipeline for pipeline in fixed}
         self._put: dict[str, RegisteredPipeline] = {}
+        #: What is wrong with each definition file that cannot be used; the message names the file.
+        self.broken_files: Sequence[str] = ()
 
-    def replace_fixed(self, fixed: Iterable[RegisteredPipeline]) -> None:
+    def replace_fixed(self, fixed: Iterable[RegisteredPipeline], *, broken_files: Sequence[str] = ()) -> None:
         """Use these instead of the files' and the environment's definitions so far."""
         self._fixed = {pipeline.definition.type: pipeline for pipeline in fixed}
+        self.broken_files = broken_files
 
     def all(self) -> list[RegisteredPipeline]:
         """All definitions, by type."""
         return [pipeline for _, pipeline in sorted({**self._put, **self._fixed}.items())]
 
     def find(self, pipeline_type: str) -> RegisteredPipeline:
-        """Raises UnknownPipelineError, which lists those that are known."""
+        """Raises UnknownPipelineError, which lists those that are known, and the files that cannot be used."""
         found = self._fixed.get(pipeline_type) or self._put.get(pipeline_type)
         if found is None:
-            raise UnknownPipelineError(pipeline_type, {*self._fixed, *self._put})
+            raise UnknownPipelineError(pipeline_type, {*self._fixed, *self._put}, broken_files=self.broken_files)
         return found
 
     def check_changeable(self, pipeline_type: str, *, must_exist: bool) -> None:

@@ -123,6 +123,7 @@ class Reloader:
             profiles=config.providers.values(),
             origins=profile_origins(config),
             pipelines=[*pipelines, *(RegisteredPipeline(one.definition, str(one.file)) for one in kept.values())],
+            broken_files=[error.message.partition("\n")[0] for error in loaded.errors.values()],
         )
         self._tell(loaded)
 
@@ -140,6 +141,8 @@ class Reloader:
         for file, message in now.items():
             if self._told.get(file) != message:
                 log.error("%s", message)
+        for file in {one.file for one in loaded.definitions.values()} & self._told.keys():
+            log.info("%s can be used again", file)
         self._told = now
 
 
