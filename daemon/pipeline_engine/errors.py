@@ -9,7 +9,6 @@ from typing import Any
 
 from pipeline_engine.suggestions import known_names
 
-
 MAX_BROKEN_FILES = 3  # that a message about an unknown pipeline names
 
 

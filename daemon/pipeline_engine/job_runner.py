@@ -135,14 +135,17 @@ class JobRunner:
     # the beginning
 
     async def _load_at_last(self, live: LiveJob) -> JobContext | None:
-        """What the store has of the job, once it can be read; None if the job is stopped before that."""
+        """What the store has of the job, once it can be read; None if the daemon stops before that.
+
+        A job that is cancelled meanwhile ends when it can be read too: its end tells of all its steps.
+        """
         pause = FIRST_RETRY
         while True:
             try:
                 return await self._load(live)
             except StoreError as exc:
                 log.warning("job %s waits: what is stored of it cannot be read: %s", live.job.id, exc.message)
-            if live.stop is not None:
+            if live.stop is Stop.INTERRUPTED:
                 return None
             with trio.CancelScope() as live.scope:
                 await trio.sleep(pause)

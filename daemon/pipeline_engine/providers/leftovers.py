@@ -38,9 +38,11 @@ class Leftovers:
     async def open(self) -> None:
         """Start the process, unless it runs. Where it cannot be started, nothing cleans up."""
         async with self._starting:
-            if self._process is not None and self._process.poll() is None:
-                return
-            self._hang_up()
+            if self._process is not None:
+                if self._pipe >= 0 and self._process.poll() is None:
+                    return
+                self._give_up(self._process)
+                await self._process.wait()
             try:
                 self._process, self._pipe = await _start()
             except OSError as exc:
@@ -83,7 +85,7 @@ class Leftovers:
             self._tell("-", kind, name)
 
     def _tell(self, sign: str, kind: str, name: int | str) -> None:
-        if self._pipe < 0:
+        if self._pipe < 0 or self._process is None:
             return
         try:
             # The process reads all the time, and the pipe has room for a thousand of these lines.
@@ -91,9 +93,12 @@ class Leftovers:
         except OSError as exc:
             # It is gone, or stopped; the next tool starts another one, which is told all that is noted.
             _log.warning("the process that cleans up behind a killed daemon does not listen: %s", exc.strerror)
-            self._hang_up()
-            if self._process is not None:
-                self._process.kill()
+            self._give_up(self._process)
+
+    def _give_up(self, process: trio.Process) -> None:
+        # Killed first: at the end of its input it would take the daemon for dead, and kill tools that run.
+        process.kill()
+        self._hang_up()
 
     def _hang_up(self) -> None:
         if self._pipe >= 0:

@@ -392,22 +392,25 @@ async def test_a_job_that_cannot_be_read_just_now_waits_instead_of_failing(
 
     store = MemoryStore()
     registry = ScriptedRegistry({"slow": [Script(first=5)]})
-    job_id = await run_until_crash(store, registry, [llm("a", "slow")], ["x"], after=1)
+    job_id = await run_until_crash(store, registry, [llm("a", "slow"), llm("b", depends_on=["a"])], ["x"], after=1)
     with monkeypatch.context() as patch:
         patch.setattr(store, "read_checkpoints", fail)
-        async with open_setting(store=store, registry=registry) as setting:
+        async with open_setting(store=store, registry=registry) as setting, trio.open_nursery() as nursery:
             await trio.sleep(60)
             assert setting.engine.running_count == 1
-            match stop:
-                case Stop.CANCELLED:
-                    assert (await setting.engine.cancel(job_id)).status is JobStatus.CANCELLED
-                    await finish(setting, job_id)
-                case Stop.INTERRUPTED:
-                    with trio.fail_after(1):
-                        await setting.engine.drain(0)
-                case None:
-                    patch.undo()
-                    assert (await finish(setting, job_id)).status is JobStatus.SUCCEEDED
-    if stop is Stop.INTERRUPTED:
-        async with open_setting(store=store, registry=registry) as setting:
-            assert (await finish(setting, job_id)).status is JobStatus.SUCCEEDED
+            if stop is Stop.CANCELLED:
+                nursery.start_soon(setting.engine.cancel, job_id)
+                await trio.sleep(60)
+            if stop is Stop.INTERRUPTED:
+                with trio.fail_after(1):
+                    await setting.engine.drain(0)
+            else:
+                patch.undo()
+                await finish(setting, job_id)
+    async with open_setting(store=store, registry=registry) as setting:
+        job = await finish(setting, job_id)
+    if stop is Stop.CANCELLED:
+        assert job.status is JobStatus.CANCELLED
+        assert statuses(job) == {"a": "cancelled", "b": "cancelled"}
+    else:
+        assert job.status is JobStatus.SUCCEEDED

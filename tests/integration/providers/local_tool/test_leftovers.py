@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -87,3 +87,22 @@ async def test_the_process_is_started_again_if_it_dies(scratch_root: Path) -> No
             with trio.fail_after(PATIENCE):
                 while processes(SLEEP):  # noqa: ASYNC110 - the kernel tells nobody
                     await trio.sleep(0.01)
+
+
+async def test_a_process_that_does_not_listen_is_replaced_and_kills_nothing(scratch_root: Path) -> None:
+    async with opened_leftovers() as leftovers:
+        provider = LocalToolProvider(environment=os.environ, scratch_root=str(scratch_root), leftovers=leftovers)
+        async with provider.stream(shell(f"touch kept; echo ready; {SLEEP}")) as lists:
+            await run_until("ready", lists)
+            deaf = leftovers._process
+            assert deaf is not None
+            deaf.send_signal(signal.SIGSTOP)
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(leftovers._pipe, b" \n")
+            assert (await run(provider, shell("echo done"))).text == "done\n"  # finds the pipe full
+            assert (await run(provider, shell("echo done"))).text == "done\n"  # has another one started
+            assert leftovers._process is not deaf
+            assert deaf.returncode == -signal.SIGKILL
+            assert len(processes(SLEEP)) == 1
+            assert (await run(provider, shell(f"ls {scratch_root}/*/kept"))).text.endswith("/kept\n")
