@@ -7,9 +7,9 @@ import math
 import re
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import Annotated, Any, NamedTuple, NewType, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, NewType, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -29,6 +29,17 @@ _Decoder: TypeAlias = Callable[[Any, str, list[Problem]], Any]
 _building = threading.Lock()
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+#: The names of types in msgspec's messages, and the words of JSON and YAML for them.
+_TYPE_NAME = re.compile("`([^`]+)`")
+_TYPE_WORDS = {
+    "array": "a list",
+    "bool": "true or false",
+    "float": "a number",
+    "int": "a whole number",
+    "object": "an object",
+    "str": "a text",
+}
 
 
 class Secret:
@@ -148,6 +159,8 @@ def _decoder_of(type_: Any) -> _Decoder:
         return functools.partial(_decode_dict, _decoder_of(get_args(type_)[1]), constraints)
     if type_ is Secret:
         return _decode_secret
+    if origin is Literal and all(isinstance(choice, str) for choice in get_args(type_)):
+        return functools.partial(_decode_choice, {choice: choice for choice in get_args(type_)})
     if isinstance(type_, type) and issubclass(type_, StrEnum):
         return functools.partial(_decode_choice, {member.value: member for member in type_})
     if type_ is str or (isinstance(type_, NewType) and type_.__supertype__ is str):
@@ -245,7 +258,7 @@ def _decode_secret(value: Any, path: str, problems: list[Problem]) -> Any:
     return _FAILED
 
 
-def _decode_choice(known: dict[str, StrEnum], value: Any, path: str, problems: list[Problem]) -> Any:
+def _decode_choice(known: Mapping[str, str], value: Any, path: str, problems: list[Problem]) -> Any:
     if isinstance(value, str) and value in known:
         return known[value]
     problems.append(Problem(path, f"{_described(value)} is not one of {', '.join(known)}"))
@@ -268,9 +281,13 @@ def _decode_leaf(type_: Any, value: Any, path: str, problems: list[Problem]) -> 
         with _building:
             return msgspec.convert(value, type_)
     except msgspec.ValidationError as exc:
-        words = str(exc).replace("`", "").replace("Expected", "expected", 1)
+        words = _TYPE_NAME.sub(_in_plain_words, str(exc)).replace("Expected", "expected", 1)
         problems.append(Problem(path, f"{words} (it is {_described(value)})"))
         return _FAILED
+
+
+def _in_plain_words(type_name: re.Match[str]) -> str:
+    return " or ".join(_TYPE_WORDS.get(part, part) for part in type_name[1].split(" | "))
 
 
 def _described(value: object, *, show: bool = True) -> str:

@@ -50,11 +50,11 @@ def test_everything_that_is_wrong_is_told_with_its_path() -> None:
         "typo: unknown key; known here: name, inner",
         "name: expected a text, got 1.0; put it in quotes",
         "inner.extra: unknown key",
-        "inner.count: expected int >= 1 (it is 0)",
+        "inner.count: expected a whole number >= 1 (it is 0)",
         "inner.mode: 'sideways' is not one of single, fanout, per_item",
         "many: has 3 entries; at most 2",
-        "many[0].count: expected int",
-        "named.a.count: expected int",
+        "many[0].count: expected a whole number",
+        "named.a.count: expected a whole number",
     ):
         assert any(text.startswith(start) for text in found), (start, found)
     assert len(found) == 8
@@ -85,7 +85,7 @@ def test_what_is_no_object_is_said(value: object) -> None:
 
 def test_whole_numbers_are_fine_where_fractions_are() -> None:
     assert decode({"name": "n", "ratio": 2}, Outer).ratio == 2.0
-    assert problems({"name": "n", "ratio": "2"}) == ["ratio: expected float, got str (it is '2')"]
+    assert problems({"name": "n", "ratio": "2"}) == ["ratio: expected a number, got a text (it is '2')"]
 
 
 def test_an_error_carries_its_problems_and_its_source() -> None:
