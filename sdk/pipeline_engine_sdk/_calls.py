@@ -297,7 +297,10 @@ def read_answer(call: Call[T], content: bytes) -> T:
     try:
         return call.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise ProtocolError(f"the answer to {call} is not what the API promises: {exc}", job_id=call.job_id) from exc
+        words = (
+            f"the answer to {call} is not what the API promises ({exc}); is there a Pipeline Engine at that address?"
+        )
+        raise ProtocolError(words, job_id=call.job_id) from exc
 
 
 class _ErrorBody(msgspec.Struct):

@@ -166,6 +166,9 @@ class ItemCalls:
         )
         exc.details = {**exc.details, "attempt": self.attempt}
         if pause is None:
+            if exc.retryable and exc.retry_after_s is not None and self._failures < self._step.retry.max_attempts:
+                asked, allowed = exc.retry_after_s, self._step.retry.max_backoff_s
+                exc.message += f"; it asks to wait for {asked:g} s, longer than retry.max_backoff_s ({allowed:g} s)"
             raise exc
         data: dict[str, Any] = {"step_id": self._step.id}
         if self._key is not None:

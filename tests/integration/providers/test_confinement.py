@@ -119,6 +119,15 @@ async def test_it_cannot_signal_the_daemon() -> None:
     assert await run(f"kill -0 {os.getpid()} 2>/dev/null || echo refused") == "refused\n"
 
 
+@needs_landlock
+async def test_a_tool_that_is_denied_a_file_hears_of_the_sandbox(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match=r"exited with code 2; if it was denied a file: .* sandbox\.writable"):
+        await run(f"sh -c 'echo x > {tmp_path}/x'")
+    with pytest.raises(StepError) as caught:
+        await run("echo 'Permission denied' >&2; exit 1", sandbox=False)
+    assert "sandbox" not in caught.value.message
+
+
 async def test_without_the_sandbox_it_may_do_what_the_daemon_may(tmp_path: Path) -> None:
     hidden = tmp_path / "hidden"
     hidden.write_text("seen", encoding="utf-8")

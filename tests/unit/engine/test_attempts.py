@@ -88,6 +88,20 @@ async def test_the_attempts_end_and_the_error_says_so(autojump_clock: MockClock)
         assert len(registry.calls) == 4
 
 
+async def test_a_pause_that_is_too_long_is_told(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"m": [Script(tokens=(), error=broken(retry_after_s=120))]})
+    async with open_setting(registry=registry) as setting:
+        job = await setting.run([llm("a", "m")], ["go"])
+        assert job.error is not None
+        assert job.error.message == "slow down; it asks to wait for 120 s, longer than retry.max_backoff_s (60 s)"
+        assert len(registry.calls) == 1
+    registry = ScriptedRegistry({"m": [Script(tokens=(), error=broken(retry_after_s=120))]})
+    async with open_setting(registry=registry) as setting:
+        job = await setting.run([llm("a", "m", retry={"max_attempts": 1})], ["go"])
+        assert job.error is not None
+        assert job.error.message == "slow down"
+
+
 async def test_a_loading_model_costs_no_attempt_until_its_time_is_over(autojump_clock: MockClock) -> None:
     loading = ProviderError(ErrorCode.PROVIDER_ERROR, "loading", retryable=True, loading=True)
     answers = [Script(tokens=(), error=loading) for _ in range(6)]
