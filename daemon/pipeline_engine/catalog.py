@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 import msgspec
 import trio
@@ -27,7 +27,7 @@ from pipeline_engine.providers.registry import ProviderRegistry
 from pipeline_engine.providers.targets import base_uri_of
 from pipeline_engine.redaction import HIDDEN
 from pipeline_engine.store.access import StoreAccess
-from pipeline_engine.store.base import Operation, PutDefinition, PutProfile, RemoveDefinition, RemoveProfile
+from pipeline_engine.store.base import PutDefinition, PutProfile, RemoveDefinition, RemoveProfile
 from pipeline_engine.store.writer import StoreWriter
 
 log = logging.getLogger(__name__)
@@ -103,19 +103,22 @@ class Catalog:
 
     async def put_pipeline(self, definition: PipelineDef) -> bool:
         """Add or replace a definition; True when it is new. Raises InvalidRequestError and ConflictError."""
-        definition, problems = self.check_pipeline(definition)
-        if problems:
-            raise InvalidRequestError(problems)
-        self.pipelines.check_changeable(definition.type, must_exist=False)
-        is_new = all(known.definition.type != definition.type for known in self.pipelines.all())
-        operation = PutDefinition(definition.type, to_stored_json(definition))
-        await self._change(operation, partial(self.pipelines.put, definition))
+        async with self._change():
+            definition, problems = self.check_pipeline(definition)
+            if problems:
+                raise InvalidRequestError(problems)
+            self.pipelines.check_changeable(definition.type, must_exist=False)
+            is_new = all(known.definition.type != definition.type for known in self.pipelines.all())
+            await self._writer.execute(PutDefinition(definition.type, to_stored_json(definition)))
+            self.pipelines.put(definition)
         return is_new
 
     async def remove_pipeline(self, pipeline_type: str) -> None:
         """Raises NotFoundError and ConflictError. Jobs keep the definition they began with."""
-        self.pipelines.check_changeable(pipeline_type, must_exist=True)
-        await self._change(RemoveDefinition(pipeline_type), partial(self.pipelines.remove, pipeline_type))
+        async with self._change():
+            self.pipelines.check_changeable(pipeline_type, must_exist=True)
+            await self._writer.execute(RemoveDefinition(pipeline_type))
+            self.pipelines.remove(pipeline_type)
 
     # profiles
 
@@ -130,26 +133,25 @@ class Catalog:
             raise ForbiddenError(f"{what} can be defined in configuration files only")
         if "/" in profile.id:
             raise InvalidRequestError([Problem("id", "must not hold a /: it stands in the address of the profile")])
-        self._check_changeable(profile.id)
         profile = msgspec.structs.replace(profile, base_uri=_checked_uri(profile.base_uri))
+        async with self._change():
+            self._check_changeable(profile.id)
+            profile = self._with_known_secrets(profile)
+            await self._writer.execute(_put_operation(profile))
+            self._put_profiles[profile.id] = profile
+            self.registry.put(self._in_force(profile))
+            return self._in_force(profile)
+
+    def _with_known_secrets(self, profile: ProviderProfile) -> ProviderProfile:
         known = self._put_profiles.get(profile.id)
         if known is not None and not _same_origin(known, profile):
             known = None  # a secret belongs to the origin that it was given for
         headers = _headers_in_force(profile.extra.headers, {} if known is None else known.extra.headers)
-        profile = msgspec.structs.replace(
+        return msgspec.structs.replace(
             profile,
             api_key=profile.api_key or (None if known is None else known.api_key),
             extra=msgspec.structs.replace(profile.extra, headers=headers),
         )
-        secrets = _Secrets(api_key=profile.api_key, headers=profile.extra.headers)
-        shown = msgspec.structs.replace(profile, api_key=None, extra=msgspec.structs.replace(profile.extra, headers={}))
-        operation = PutProfile(profile.id, to_json(shown), to_stored_json(secrets))
-        await self._change(operation, partial(self._profile_was_put, profile))
-        return self._in_force(profile)
-
-    def _profile_was_put(self, profile: ProviderProfile) -> None:
-        self._put_profiles[profile.id] = profile
-        self.registry.put(self._in_force(profile))
 
     def _in_force(self, put: ProviderProfile) -> ProviderProfile:
         """What clients have put; where they gave no key, with that of the configuration's profile of the same origin.
@@ -165,31 +167,33 @@ class Catalog:
         """What was put over a built-in profile gives way to that. Raises NotFoundError, and ConflictError for a file's
         or a built-in profile.
         """
-        if self.registry.get(profile_id) is None:
-            raise NotFoundError(f"there is no provider profile {profile_id!r}")
-        self._check_changeable(profile_id)
-        if profile_id not in self._put_profiles:
-            raise ConflictError(f"the profile {profile_id!r} is built in and cannot be removed")
-        await self._change(RemoveProfile(profile_id), partial(self._profile_was_removed, profile_id))
-
-    def _profile_was_removed(self, profile_id: str) -> None:
-        self._put_profiles.pop(profile_id, None)
-        if profile_id in self._configured:
-            self.registry.put(self._configured[profile_id])
-        else:
-            self.registry.remove(profile_id)
+        async with self._change():
+            if self.registry.get(profile_id) is None:
+                raise NotFoundError(f"there is no provider profile {profile_id!r}")
+            self._check_changeable(profile_id)
+            if profile_id not in self._put_profiles:
+                raise ConflictError(f"the profile {profile_id!r} is built in and cannot be removed")
+            await self._writer.execute(RemoveProfile(profile_id))
+            self._put_profiles.pop(profile_id, None)
+            if profile_id in self._configured:
+                self.registry.put(self._configured[profile_id])
+            else:
+                self.registry.remove(profile_id)
 
     def _check_changeable(self, profile_id: str) -> None:
         place = self._from_files.get(profile_id)
         if place is not None:
             raise ConflictError(f"the profile {profile_id!r} is defined by {place}; change it there")
 
-    async def _change(self, operation: Operation, put_in_force: Callable[[], None]) -> None:
-        """Store a change and put it in force: both, even if the client leaves, and in the same order as others."""
+    @asynccontextmanager
+    async def _change(self) -> AsyncIterator[None]:
+        """One change after the other: each is made of what those before have left, stored, and put in force.
+
+        All of it even if the client leaves.
+        """
         with trio.CancelScope(shield=True):
             async with self._changing:
-                await self._writer.execute(operation)
-                put_in_force()
+                yield
 
     # the configuration
 
@@ -222,6 +226,12 @@ class Catalog:
 
 def _same_origin(one: ProviderProfile, other: ProviderProfile) -> bool:
     return origin_of(base_uri_of(one)) == origin_of(base_uri_of(other))
+
+
+def _put_operation(profile: ProviderProfile) -> PutProfile:
+    secrets = _Secrets(api_key=profile.api_key, headers=profile.extra.headers)
+    shown = msgspec.structs.replace(profile, api_key=None, extra=msgspec.structs.replace(profile.extra, headers={}))
+    return PutProfile(profile.id, to_json(shown), to_stored_json(secrets))
 
 
 def _headers_in_force(given: Mapping[str, Secret], known: Mapping[str, Secret]) -> dict[str, Secret]:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
 import pytest
-from tests.engine_setting import Setting, open_setting
-from trio.testing import MockClock
+import trio
+from tests.engine_setting import Json, Setting, llm, open_setting
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pipeline_engine.catalog import Catalog
-from pipeline_engine.decoding import Secret
-from pipeline_engine.models import ProviderKind, ProviderProfile
+from pipeline_engine.decoding import Secret, decode
+from pipeline_engine.errors import NotFoundError
+from pipeline_engine.models import PipelineDef, ProviderExtra, ProviderKind, ProviderProfile
 from pipeline_engine.store.access import StoreAccess
+from pipeline_engine.store.base import Operation
 from pipeline_engine.store.memory import MemoryStore
+
+StartSoon = Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]
+
+
+def calling(headers: Json, *, profile: str = "fake", **override: str) -> PipelineDef:
+    """A definition with a step that sends these headers."""
+    step = llm("a", provider_profile_id=profile, provider_override={"headers": headers, **override})
+    return decode({"type": "p.v1", "steps": [step]}, PipelineDef)
 
 
 def open_catalog(setting: Setting) -> Catalog:
@@ -111,3 +126,86 @@ async def test_a_changed_key_of_the_configuration_is_used_at_once(autojump_clock
         in_force = setting.registry.get("env")
         assert in_force is not None
         assert (in_force.api_key, in_force.default_model) == (Secret("B"), "two")
+
+
+@asynccontextmanager
+async def at_once(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[StartSoon, None]:
+    """Changes begin in the order in which they are started, and the store takes the first when all have begun."""
+    execute, all_begun = setting.writer.execute, trio.Event()
+
+    async def wait_and_execute(operation: Operation) -> None:
+        await all_begun.wait()
+        await execute(operation)
+
+    monkeypatch.setattr(setting.writer, "execute", wait_and_execute)
+    async with trio.open_nursery() as nursery:
+
+        async def start(change: Callable[[], Awaitable[object]]) -> None:
+            nursery.start_soon(change)
+            await wait_all_tasks_blocked()
+
+        try:
+            yield start
+        finally:
+            all_begun.set()
+
+
+async def test_a_key_that_comes_at_the_same_time_as_a_profile_without_one_is_kept(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    async with open_setting(store=store) as setting:
+        catalog = open_catalog(setting)
+        headers = {"X-Token": Secret("sk-header")}
+        async with at_once(setting, monkeypatch) as start:
+            await start(
+                partial(catalog.put_profile, put_over(api_key=Secret("K"), extra=ProviderExtra(headers=headers)))
+            )
+            await start(partial(catalog.put_profile, put_over(default_model="three")))
+        in_force = setting.registry.get("env")
+        assert in_force is not None
+        assert (in_force.api_key, in_force.default_model) == (Secret("K"), "three")
+        assert in_force.extra.headers == headers
+        [(_, secrets)] = store.profiles().values()
+        assert b'"K"' in secrets
+
+
+async def test_of_definitions_that_come_at_the_same_time_the_later_replaces_the_earlier(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    are_new = []
+
+    async def put(header: str) -> None:
+        are_new.append(await catalog.put_pipeline(calling({"X-Tok": header})))
+
+    async with open_setting() as setting:
+        catalog = open_catalog(setting)
+        async with at_once(setting, monkeypatch) as start:
+            await start(partial(put, "sk-header"))
+            await start(partial(put, "***"))
+        assert are_new == [True, False]
+        override = setting.pipelines.find("p.v1").definition.steps[0].provider_override
+        assert override is not None
+        assert override.headers == {"X-Tok": Secret("sk-header")}
+
+
+async def test_what_is_removed_twice_at_the_same_time_is_found_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_setting() as setting:
+        catalog = open_catalog(setting)
+        await catalog.put_profile(put_over())
+        await catalog.put_pipeline(calling({}))
+        missed = []
+
+        async def remove(change: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await change()
+            except NotFoundError as exc:
+                missed.append(exc.message)
+
+        async with at_once(setting, monkeypatch) as start:
+            for _ in range(2):
+                await start(partial(remove, partial(catalog.remove_profile, "env")))
+                await start(partial(remove, partial(catalog.remove_pipeline, "p.v1")))
+        assert missed == ["there is no provider profile 'env'", "there is no pipeline 'p.v1'"]
