@@ -19,13 +19,12 @@ from pipeline_engine.errors import (
     Problem,
     UnknownPipelineError,
 )
-from pipeline_engine.hidden_headers import with_known_headers
+from pipeline_engine.hidden_headers import hidden_values, known_values, with_known_headers
 from pipeline_engine.models import PipelineDef, ProviderKind, ProviderProfile
 from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
 from pipeline_engine.providers.addresses import normalise_base_uri, origin_of
 from pipeline_engine.providers.registry import ProviderRegistry
 from pipeline_engine.providers.targets import base_uri_of
-from pipeline_engine.redaction import HIDDEN
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.base import PutDefinition, PutProfile, RemoveDefinition, RemoveProfile
 from pipeline_engine.store.writer import StoreWriter
@@ -124,7 +123,8 @@ class Catalog:
 
     async def put_profile(self, profile: ProviderProfile) -> ProviderProfile:
         """Add or replace a profile; the answer is the profile in force. A profile without a key keeps the one it had,
-        as long as it speaks to the same origin; so does a header that comes back hidden, as it was shown.
+        as long as it speaks to the same origin; so does a header that comes back hidden, as it was shown. One that stands
+        for nothing known is refused.
 
         Raises InvalidRequestError, ForbiddenError for tools, which are defined in files only, and ConflictError for a file's profile.
         """
@@ -235,12 +235,17 @@ def _put_operation(profile: ProviderProfile) -> PutProfile:
 
 
 def _headers_in_force(given: Mapping[str, Secret], known: Mapping[str, Secret]) -> dict[str, Secret]:
-    """What a client gives, or else what was known; a value that comes back hidden is the known one, if there is one."""
+    """What a client gives, or else what was known; a value that comes back hidden is the known one.
+
+    Raises InvalidRequestError where none is known.
+    """
     if not given:
         return dict(known)
-    hidden = {name for name, value in given.items() if value.reveal() == HIDDEN}
-    shown = {name: value for name, value in given.items() if name not in hidden}
-    return shown | {name: value for name, value in known.items() if name in hidden}
+    headers = known_values(given, known)
+    problems = list(hidden_values(headers, "extra.headers"))
+    if problems:
+        raise InvalidRequestError(problems)
+    return headers
 
 
 def _checked_uri(base_uri: str) -> str:

@@ -1,11 +1,12 @@
-"""Headers of definitions that come back as they were shown: with `***` for the value."""
+"""Headers of definitions and profiles that come back as they were shown: with `***` for the value."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
+from pipeline_engine.decoding import Secret
 from pipeline_engine.errors import Problem, ProviderError
 from pipeline_engine.models import PipelineDef, ProviderProfile, StepDef
 from pipeline_engine.providers.addresses import origin_of
@@ -17,10 +18,19 @@ Profiles = Callable[[str], ProviderProfile | None]
 
 def hidden_headers(step: StepDef, where: str) -> Iterator[Problem]:
     """A problem for each header of the step, which stands at `where`, whose value is hidden."""
-    for name in _hidden_names(step):
-        yield Problem(
-            f"{where}.provider_override.headers.{name}", f"is {HIDDEN}, which stands for a secret; write it out"
-        )
+    headers = {} if step.provider_override is None else step.provider_override.headers
+    yield from hidden_values(headers, f"{where}.provider_override.headers")
+
+
+def hidden_values(headers: Mapping[str, Secret], where: str) -> Iterator[Problem]:
+    """A problem for each of the headers, which stand at `where`, whose value is hidden."""
+    for name in _hidden_names(headers):
+        yield Problem(f"{where}.{name}", f"is {HIDDEN}, which stands for a secret; write it out")
+
+
+def known_values(given: Mapping[str, Secret], known: Mapping[str, Secret]) -> dict[str, Secret]:
+    """The headers that are given, where a hidden one has the value that is known of it, if one is."""
+    return {**given, **{name: known[name] for name in _hidden_names(given) if name in known}}
 
 
 def with_known_headers(definition: PipelineDef, earlier: PipelineDef, profiles: Profiles) -> PipelineDef:
@@ -30,8 +40,7 @@ def with_known_headers(definition: PipelineDef, earlier: PipelineDef, profiles: 
     """
     known = {step.id: step for step in earlier.steps}
     steps = [
-        _with_headers_of(known[step.id], step, profiles) if step.id in known and _hidden_names(step) else step
-        for step in definition.steps
+        _with_headers_of(known[step.id], step, profiles) if step.id in known else step for step in definition.steps
     ]
     return msgspec.structs.replace(definition, steps=steps)
 
@@ -40,14 +49,11 @@ def _with_headers_of(earlier: StepDef, step: StepDef, profiles: Profiles) -> Ste
     override, origin = step.provider_override, _origin(step, profiles)
     if override is None or earlier.provider_override is None or origin is None or origin != _origin(earlier, profiles):
         return step
-    hidden = _hidden_names(step)
-    known = {name: value for name, value in earlier.provider_override.headers.items() if name in hidden}
-    override = msgspec.structs.replace(override, headers=override.headers | known)
-    return msgspec.structs.replace(step, provider_override=override)
+    headers = known_values(override.headers, earlier.provider_override.headers)
+    return msgspec.structs.replace(step, provider_override=msgspec.structs.replace(override, headers=headers))
 
 
-def _hidden_names(step: StepDef) -> list[str]:
-    headers = {} if step.provider_override is None else step.provider_override.headers
+def _hidden_names(headers: Mapping[str, Secret]) -> list[str]:
     return [name for name, value in headers.items() if value.reveal() == HIDDEN]
 
 

@@ -53,7 +53,7 @@ def set_provider(
     """Add a provider profile, or change what is given of one.
 
     A key is never an argument: every user of the machine can see those. It stays with the daemon, unless the address
-    moves to another server.
+    moves to another server; so do headers that are not given.
     """
     given: dict[str, Any] = {"kind": kind, "base_uri": base_uri, "default_model": default_model}
     given["extra"] = _extra(extra)
@@ -61,13 +61,19 @@ def set_provider(
     if (key := _key(api_key_env, api_key_file)) is not None:
         changes["api_key"] = key
     with open_client(url) as client:
-        known = {one.id: one.to_dict() for one in client.list_providers()}
+        known = {one.id: _without_headers(one.to_dict()) for one in client.list_providers()}
         profile = {**known.get(profile_id, {}), **changes, "id": profile_id}
         stored = client.upsert_provider_profile(profile)
     if as_json:
         print_json(stored)
     else:
         click.echo(f"{stored.id}  {stored.kind}  {stored.base_uri}  {stored.default_model}")
+
+
+def _without_headers(profile: dict[str, Any]) -> dict[str, Any]:
+    """The profile without its headers: they are shown hidden, and those that are left out stay, where they may."""
+    extra = {name: value for name, value in profile.get("extra", {}).items() if name != "headers"}
+    return {**profile, "extra": extra}
 
 
 def _extra(text: str | None) -> dict[str, Any] | None:

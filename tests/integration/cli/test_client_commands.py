@@ -221,6 +221,19 @@ def test_profiles_are_listed_and_changed_without_their_keys(daemon: DaemonProces
     assert call(daemon, "providers", "set", "cloud", "--extra", "{").returncode == 2
 
 
+def test_headers_stay_with_the_daemon_until_the_address_moves(daemon: DaemonProcess) -> None:
+    def extra_of() -> dict[str, Any]:
+        [profile] = [one for one in ok_json(daemon, "providers", "list")["providers"] if one["id"] == "team"]
+        return dict(profile["extra"])
+
+    extra = json.dumps({"headers": {"X-Team": "blue"}, "timeout_s": 5})
+    ok(daemon, "providers", "set", "team", "--kind", "openai", "--base-uri", "http://127.0.0.1:9", "--extra", extra)
+    ok(daemon, "providers", "set", "team", "--model", "m2")
+    assert extra_of() == {"headers": {"X-Team": "***"}, "timeout_s": 5}
+    ok(daemon, "providers", "set", "team", "--base-uri", "http://127.0.0.1:10")
+    assert extra_of() == {"timeout_s": 5}
+
+
 def test_settings_are_shown_with_their_origin(daemon: DaemonProcess) -> None:
     settings = ok_json(daemon, "config", "show")["settings"]
     assert settings["limits.max_running_jobs"] == {"value": 64, "origin": "default"}

@@ -179,12 +179,29 @@ async def test_a_profile_that_comes_back_as_it_was_shown_keeps_its_headers(autoj
     async with open_api() as api:
         extra = {"headers": {"X-Token": "sk-header", "X-Team": "blue"}}
         await api.ask("POST", "/v1/config/providers", {**PROFILE, "extra": extra})
-        changed = {"headers": {"X-Token": "***", "X-New": "1", "X-Other": "***"}}
+        changed = {"headers": {"X-Token": "***", "X-New": "1"}}
         await api.ask("POST", "/v1/config/providers", {**PROFILE, "extra": changed})
         assert headers_of(api) == {"X-Token": "sk-header", "X-New": "1"}
-        moved = {**PROFILE, "base_uri": "http://127.0.0.1:10", "extra": {"headers": {"X-Token": "***"}}}
-        await api.ask("POST", "/v1/config/providers", moved)
+        await api.ask("POST", "/v1/config/providers", {**PROFILE, "base_uri": "http://127.0.0.1:10"})
         assert headers_of(api) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("X-Other", {}), ("x-token", {}), ("X-Token", {"base_uri": "http://127.0.0.1:10"}), ("X-Token", {"id": "new"})],
+)
+async def test_a_hidden_header_of_a_profile_that_is_not_known_is_refused(
+    autojump_clock: MockClock, name: str, changes: Json
+) -> None:
+    async with open_api() as api:
+        profile = {**PROFILE, "extra": {"headers": {"X-Token": "sk-header"}}}
+        await api.ask("POST", "/v1/config/providers", profile)
+        before = api.api.ready_local.registry.profiles()
+        hidden = {**PROFILE, **changes, "extra": {"headers": {"X-New": "1", name: "***"}}}
+        refused = await api.ask("POST", "/v1/config/providers", hidden)
+        assert (refused.status, refused.error["details"]["path"]) == (400, f"extra.headers.{name}")
+        assert "write it out" in refused.error["message"]
+        assert api.api.ready_local.registry.profiles() == before
 
 
 async def test_tools_and_servers_are_defined_in_files_only(autojump_clock: MockClock) -> None:
