@@ -62,11 +62,19 @@ class Catalog:
         self._from_files: dict[str, str] = {}
         self._put_profiles: dict[str, ProviderProfile] = {}  # with what clients have given of secrets, and no more
         self._configured: dict[str, ProviderProfile] = {}
+        self._left_out: dict[str, PipelineDef] = {}  # stored, and not in force
         self._changing = trio.Lock()
 
     async def load(self) -> None:
-        """Take over what clients have put before; what has become unusable meanwhile is left out, with a warning."""
+        """Take over what clients have put before.
+
+        A definition that has become unusable meanwhile is left out, with a warning, until it is put anew or removed. What
+        has a / in its name, from before that was refused, nobody could remove: it is removed here.
+        """
         for profile_id, (text, secrets) in (await self._access.call(self._access.store.profiles)).items():
+            if "/" in profile_id:
+                self._discard(RemoveProfile(profile_id), f"profile {profile_id!r}")
+                continue
             kept = from_stored_json(secrets, _Secrets)
             profile = from_stored_json(text, ProviderProfile)
             extra = msgspec.structs.replace(profile.extra, headers=kept.headers)
@@ -75,12 +83,20 @@ class Catalog:
             if profile_id not in self._from_files:
                 self.registry.put(self._in_force(profile))
         for pipeline_type, text in (await self._access.call(self._access.store.definitions)).items():
+            if "/" in pipeline_type:
+                self._discard(RemoveDefinition(pipeline_type), f"pipeline {pipeline_type!r}")
+                continue
             definition = from_stored_json(text, PipelineDef)
             problems = self._problems(definition)
             if problems:
+                self._left_out[pipeline_type] = definition
                 log.warning("the stored pipeline %r is left out: %s", pipeline_type, "; ".join(map(str, problems)))
             else:
                 self.pipelines.put(definition)
+
+    def _discard(self, operation: RemoveProfile | RemoveDefinition, what: str) -> None:
+        log.warning("the stored %s is removed: it has a / in its name, and no address names it; put it anew", what)
+        self._writer.post(operation)  # not waited for: the writer may not run yet, and the next start tries it again
 
     # pipelines
 
@@ -109,14 +125,16 @@ class Catalog:
             self.pipelines.check_changeable(definition.type, must_exist=False)
             is_new = all(known.definition.type != definition.type for known in self.pipelines.all())
             await self._writer.execute(PutDefinition(definition.type, to_stored_json(definition)))
+            self._left_out.pop(definition.type, None)
             self.pipelines.put(definition)
         return is_new
 
     async def remove_pipeline(self, pipeline_type: str) -> None:
         """Raises NotFoundError and ConflictError. Jobs keep the definition they began with."""
         async with self._change():
-            self.pipelines.check_changeable(pipeline_type, must_exist=True)
+            self.pipelines.check_changeable(pipeline_type, must_exist=pipeline_type not in self._left_out)
             await self._writer.execute(RemoveDefinition(pipeline_type))
+            self._left_out.pop(pipeline_type, None)
             self.pipelines.remove(pipeline_type)
 
     # profiles

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
+import msgspec
 import pytest
 import trio
 from tests.engine_setting import Json, Setting, llm, open_setting
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pipeline_engine.catalog import Catalog
-from pipeline_engine.decoding import Secret, decode
+from pipeline_engine.decoding import Secret, decode, to_json, to_stored_json
 from pipeline_engine.errors import NotFoundError
 from pipeline_engine.models import PipelineDef, ProviderExtra, ProviderKind, ProviderProfile
 from pipeline_engine.store.access import StoreAccess
-from pipeline_engine.store.base import Operation
+from pipeline_engine.store.base import Operation, PutDefinition, PutProfile
 from pipeline_engine.store.memory import MemoryStore
 
 StartSoon = Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]
@@ -209,3 +211,51 @@ async def test_what_is_removed_twice_at_the_same_time_is_found_once(
                 await start(partial(remove, partial(catalog.remove_profile, "env")))
                 await start(partial(remove, partial(catalog.remove_pipeline, "p.v1")))
         assert missed == ["there is no provider profile 'env'", "there is no pipeline 'p.v1'"]
+
+
+async def loaded(setting: Setting) -> Catalog:
+    """A catalog as it is after a start, when the store has taken what the start has changed."""
+    catalog = open_catalog(setting)
+    await catalog.load()
+    await wait_all_tasks_blocked()
+    return catalog
+
+
+async def test_what_was_put_with_a_slash_in_its_name_is_removed_at_the_start(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, definition = MemoryStore(), calling({})
+    slashed = msgspec.structs.replace(definition, type="team/p.v1")
+    put = [PutDefinition(one.type, to_stored_json(one)) for one in (definition, slashed)]
+    profile = ProviderProfile(id="team/mine", kind=ProviderKind.OPENAI)
+    store.write([*put, PutProfile(profile.id, to_json(profile), b"{}")])
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            async with open_setting(store=store) as setting:
+                await loaded(setting)
+                assert [known.definition.type for known in setting.pipelines.all()] == ["p.v1"]
+                assert setting.registry.get("team/mine") is None
+            assert (list(store.definitions()), list(store.profiles())) == (["p.v1"], [])
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "the stored profile 'team/mine' is removed",
+        "the stored pipeline 'team/p.v1' is removed",
+    ]
+
+
+async def test_a_definition_that_is_left_out_can_be_removed_and_replaced(autojump_clock: MockClock) -> None:
+    store, unusable = MemoryStore(), calling({}, profile="gone")
+    store.write([PutDefinition(unusable.type, to_stored_json(unusable))])
+    async with open_setting(store=store) as setting:
+        catalog = await loaded(setting)
+        assert setting.pipelines.all() == []
+        await catalog.remove_pipeline("p.v1")
+        assert store.definitions() == {}
+        with pytest.raises(NotFoundError):
+            await catalog.remove_pipeline("p.v1")
+    store.write([PutDefinition(unusable.type, to_stored_json(unusable))])
+    async with open_setting(store=store) as setting:
+        catalog = await loaded(setting)
+        assert await catalog.put_pipeline(calling({}))
+        await catalog.remove_pipeline("p.v1")
+        with pytest.raises(NotFoundError):
+            await catalog.remove_pipeline("p.v1")
