@@ -19,7 +19,7 @@ from pipeline_engine.errors import (
     Problem,
     UnknownPipelineError,
 )
-from pipeline_engine.hidden_headers import hidden_values, known_values, with_known_headers
+from pipeline_engine.hidden_headers import hidden_values, known_values, sends_headers_elsewhere, with_known_headers
 from pipeline_engine.models import PipelineDef, ProviderKind, ProviderProfile
 from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
 from pipeline_engine.providers.addresses import normalise_base_uri, origin_of
@@ -144,7 +144,8 @@ class Catalog:
         as long as it speaks to the same origin; so does a header that comes back hidden, as it was shown. One that stands
         for nothing known is refused.
 
-        Raises InvalidRequestError, ForbiddenError for tools, which are defined in files only, and ConflictError for a file's profile.
+        Raises InvalidRequestError, ForbiddenError for tools, which are defined in files only, and ConflictError for a file's
+        profile, and for another origin while definitions that clients have put have headers which would go there.
         """
         if profile.kind is ProviderKind.LOCAL_TOOL or profile.extra.server is not None:
             what = "local_tool profiles" if profile.kind is ProviderKind.LOCAL_TOOL else "extra.server"
@@ -154,6 +155,7 @@ class Catalog:
         profile = msgspec.structs.replace(profile, base_uri=_checked_uri(profile.base_uri))
         async with self._change():
             self._check_changeable(profile.id)
+            self._check_headers_stay(profile)
             profile = self._with_known_secrets(profile)
             await self._writer.execute(_put_operation(profile))
             self._put_profiles[profile.id] = profile
@@ -183,7 +185,7 @@ class Catalog:
 
     async def remove_profile(self, profile_id: str) -> None:
         """What was put over a built-in profile gives way to that. Raises NotFoundError, and ConflictError for a file's
-        or a built-in profile.
+        or a built-in profile, and where headers of definitions would go to another origin by that.
         """
         async with self._change():
             if self.registry.get(profile_id) is None:
@@ -191,6 +193,9 @@ class Catalog:
             self._check_changeable(profile_id)
             if profile_id not in self._put_profiles:
                 raise ConflictError(f"the profile {profile_id!r} is built in and cannot be removed")
+            built_in = self._configured.get(profile_id)
+            if built_in is not None:
+                self._check_headers_stay(built_in)
             await self._writer.execute(RemoveProfile(profile_id))
             self._put_profiles.pop(profile_id, None)
             if profile_id in self._configured:
@@ -202,6 +207,17 @@ class Catalog:
         place = self._from_files.get(profile_id)
         if place is not None:
             raise ConflictError(f"the profile {profile_id!r} is defined by {place}; change it there")
+
+    def _check_headers_stay(self, profile: ProviderProfile) -> None:
+        """A secret belongs to the origin that it was given for: who moves a profile must not get those of definitions."""
+        before = self.registry.get(profile.id)
+        definitions = [*self.pipelines.put_by_clients(), *self._left_out.values()]
+        moving = [repr(one.type) for one in definitions if sends_headers_elsewhere(one, before, profile)]
+        if moving:
+            raise ConflictError(
+                f"the profile {profile.id!r} would lead to another server, and with it the headers that steps of these "
+                f"pipelines have for it: {', '.join(moving)}; put them without these headers before, or remove them"
+            )
 
     @asynccontextmanager
     async def _change(self) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""Headers of definitions and profiles that come back as they were shown: with `***` for the value."""
+"""Secret headers, which are shown as `***`, keep what they were and stay with the origin that they were given for."""
 
 from __future__ import annotations
 
@@ -51,6 +51,21 @@ def _with_headers_of(earlier: StepDef, step: StepDef, profiles: Profiles) -> Ste
         return step
     headers = known_values(override.headers, earlier.provider_override.headers)
     return msgspec.structs.replace(step, provider_override=msgspec.structs.replace(override, headers=headers))
+
+
+def sends_headers_elsewhere(definition: PipelineDef, before: ProviderProfile | None, after: ProviderProfile) -> bool:
+    """Whether a step has headers of its own that would go to another origin once the profile is not as before.
+
+    Where there was no profile before, nobody can tell what origin they were given for.
+    """
+    return any(
+        step.provider_profile_id == after.id
+        and step.provider_override is not None
+        and step.provider_override.headers
+        and not step.provider_override.base_uri  # else they go there, whatever the profile says
+        and _origin(step, lambda _: before) != _origin(step, lambda _: after)
+        for step in definition.steps
+    )
 
 
 def _hidden_names(headers: Mapping[str, Secret]) -> list[str]:

@@ -40,6 +40,10 @@ class Pipelines:
         """All definitions, by type."""
         return [pipeline for _, pipeline in sorted({**self._put, **self._fixed}.items())]
 
+    def put_by_clients(self) -> list[PipelineDef]:
+        """What clients have put, by type, also under a file's definition of the same type."""
+        return [pipeline.definition for _, pipeline in sorted(self._put.items())]
+
     def find(self, pipeline_type: str) -> RegisteredPipeline:
         """Raises UnknownPipelineError, which lists those that are known, and the files that cannot be used."""
         found = self._fixed.get(pipeline_type) or self._put.get(pipeline_type)

@@ -15,8 +15,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pipeline_engine.catalog import Catalog
 from pipeline_engine.decoding import Secret, decode, to_json, to_stored_json
-from pipeline_engine.errors import NotFoundError
+from pipeline_engine.errors import ConflictError, NotFoundError
 from pipeline_engine.models import PipelineDef, ProviderExtra, ProviderKind, ProviderProfile
+from pipeline_engine.pipelines import RegisteredPipeline
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.base import Operation, PutDefinition, PutProfile
 from pipeline_engine.store.memory import MemoryStore
@@ -259,3 +260,74 @@ async def test_a_definition_that_is_left_out_can_be_removed_and_replaced(autojum
         await catalog.remove_pipeline("p.v1")
         with pytest.raises(NotFoundError):
             await catalog.remove_pipeline("p.v1")
+
+
+def at(port: int, profile_id: str = "mine") -> ProviderProfile:
+    return ProviderProfile(id=profile_id, kind=ProviderKind.OPENAI, base_uri=f"http://127.0.0.1:{port}")
+
+
+async def test_headers_of_a_definition_do_not_follow_its_profile_to_another_origin(autojump_clock: MockClock) -> None:
+    async with open_setting() as setting:
+        catalog = open_catalog(setting)
+        await catalog.put_profile(at(1))
+        await catalog.put_pipeline(calling({"Authorization": "Bearer sk-header"}, profile="mine"))
+        other = calling({"X-Tok": "sk-other"}, profile="mine", base_uri="http://127.0.0.1:3")
+        await catalog.put_pipeline(msgspec.structs.replace(other, type="other.v1"))
+        for moved in (at(2), msgspec.structs.replace(at(1), kind=ProviderKind.OLLAMA, base_uri="")):
+            with pytest.raises(ConflictError, match=r"steps of these pipelines have for it: 'p\.v1'; put them without"):
+                await catalog.put_profile(moved)
+        assert setting.registry.get("mine") == at(1)
+        # Neither by removing it first; and where it led is not known any more then.
+        await catalog.remove_profile("mine")
+        for port in (1, 2):
+            with pytest.raises(ConflictError, match=r"'p\.v1'"):
+                await catalog.put_profile(at(port))
+        await catalog.remove_pipeline("p.v1")
+        await catalog.put_profile(at(2))
+
+
+async def test_a_profile_may_move_where_no_header_goes_with_it(autojump_clock: MockClock) -> None:
+    async with open_setting() as setting:
+        catalog = open_catalog(setting)
+        await catalog.put_profile(at(1))
+        await catalog.put_pipeline(calling({"X-Tok": "sk-header"}, profile="mine"))
+        await catalog.put_profile(msgspec.structs.replace(at(1), default_model="m", base_uri="http://127.0.0.1:1/v1"))
+        await catalog.put_profile(at(2, "another"))
+        await catalog.put_pipeline(calling({}, profile="mine"))
+        await catalog.put_profile(at(2))
+
+
+async def test_headers_of_a_definition_do_not_go_to_the_profile_under_one_that_is_removed(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_setting() as setting:
+        catalog = open_catalog(setting)
+        catalog.use_configuration(profiles=[at(1)], origins={}, pipelines=())
+        await catalog.put_profile(at(2))
+        await catalog.put_pipeline(calling({"X-Tok": "sk-header"}, profile="mine"))
+        with pytest.raises(ConflictError, match=r"'p\.v1'"):
+            await catalog.remove_profile("mine")
+        assert setting.registry.get("mine") == at(2)
+        await catalog.remove_pipeline("p.v1")
+        await catalog.remove_profile("mine")
+
+
+async def test_headers_of_a_definition_that_is_left_out_do_not_wait_for_another_server(
+    autojump_clock: MockClock,
+) -> None:
+    store, left_out = MemoryStore(), calling({"X-Tok": "sk-header"}, profile="mine")
+    store.write([PutDefinition(left_out.type, to_stored_json(left_out))])
+    async with open_setting(store=store) as setting:
+        catalog = await loaded(setting)
+        with pytest.raises(ConflictError, match=r"'p\.v1'"):
+            await catalog.put_profile(at(2))
+        await catalog.remove_pipeline("p.v1")
+        await catalog.put_profile(at(2))
+
+
+async def test_headers_of_files_definitions_go_where_their_profile_leads(autojump_clock: MockClock) -> None:
+    async with open_setting() as setting:
+        catalog = open_catalog(setting)
+        fixed = RegisteredPipeline(calling({"X-Tok": "sk-header"}, profile="mine"), "/etc/p.yaml")
+        catalog.use_configuration(profiles=[at(1)], origins={}, pipelines=[fixed])
+        await catalog.put_profile(at(2))
