@@ -62,9 +62,17 @@ class Admission:
         if problems:
             raise InvalidRequestError(problems)
 
-    async def check_input(self, definition: PipelineDef, job_input: JobInput, *, path: str = "input") -> None:
+    async def check_input(
+        self,
+        definition: PipelineDef,
+        job_input: JobInput,
+        *,
+        path: str = "input",
+        inherited_from: JobId | None = None,
+    ) -> None:
         """Raises InvalidRequestError for bytes that are not base64, and for options that we or the pipeline refuse.
 
+        `path` is where the request has the input, or could have another than that of the job that it inherits it from.
         Raises UnavailableError when the options cannot be checked now.
         """
         problems = []
@@ -87,6 +95,9 @@ class Admission:
             except WorkerStartError as exc:
                 raise UnavailableError(exc.message) from exc
             problems += [Problem(f"{path}.options", fault) for fault in faults]
+        if inherited_from is not None:
+            words = f"in the input of the parent {inherited_from}"
+            problems = [Problem(problem.path, f"{words}: {problem.message}") for problem in problems]
         if problems:
             raise InvalidRequestError(problems)
 

@@ -299,7 +299,9 @@ class Engine:
         elif not inline and request.pipeline == "latest":
             definition = self.admission.pipelines.find(parent.job.pipeline_type).definition
         job_input = request.override_input or parent.job_input
-        await self.admission.check_input(definition, job_input, path="override_input")
+        inherited_from = parent_id if request.override_input is None else None
+        path = "override_input" if asked is None else "input"
+        await self.admission.check_input(definition, job_input, path=path, inherited_from=inherited_from)
         job = self.admission.new_rerun(parent.job, definition, job_input, request, asked=asked)
         plan = await self._access.call(partial(plan_rerun, parent, definition, request, job_id=job.id))
         try:

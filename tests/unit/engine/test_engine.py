@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ from pipeline_engine.models import (
     JobRequest,
     JobStatus,
     Limits,
+    PipelineDef,
     RerunRequest,
     Source,
     StepId,
@@ -407,6 +409,37 @@ async def test_what_only_a_rerun_has_needs_a_parent(autojump_clock: MockClock, r
     async with open_setting() as setting:
         with pytest.raises(InvalidRequestError, match=f"^{next(iter(request_))}: .*needs parent_job_id"):
             await setting.submit([llm("a")], **request_)
+
+
+async def test_input_that_does_not_fit_a_rerun_is_named_as_it_was_sent_or_as_the_parents(
+    autojump_clock: MockClock,
+) -> None:
+    definition = {"type": "p.v1", "steps": [llm("a")]}
+    given = {"options": {"language": "en"}}
+    async with open_setting() as setting:
+        setting.pipelines.put(decode(definition, PipelineDef))
+        parent = await setting.engine.submit(decode({"pipeline_type": "p.v1", "input": given}, JobRequest))
+        await setting.engine.wait(parent.id)
+        strict = {**definition, "options_schema": {"required": ["tone"]}}
+        setting.pipelines.put(decode(strict, PipelineDef))
+
+        async def fault_of(call: Awaitable[Job]) -> str:
+            with pytest.raises(InvalidRequestError) as caught:
+                await call
+            return caught.value.message
+
+        def by_request(**request: Any) -> Awaitable[Job]:
+            asked = {"parent_job_id": parent.id, "pipeline_type": "p.v1", **request}
+            return setting.engine.submit(decode(asked, JobRequest))
+
+        def by_rerun(**request: Any) -> Awaitable[Job]:
+            return setting.engine.rerun(parent.id, decode(request, RerunRequest))
+
+        words, whose = "$: 'tone' is a required property", f"in the input of the parent {parent.id}: "
+        assert await fault_of(by_request(input=given)) == f"input.options: {words}"
+        assert await fault_of(by_request()) == f"input.options: {whose}{words}"
+        assert await fault_of(by_rerun(override_input=given)) == f"override_input.options: {words}"
+        assert await fault_of(by_rerun()) == f"override_input.options: {whose}{words}"
 
 
 async def test_a_rerun_with_other_input_and_without_reuse(autojump_clock: MockClock) -> None:
