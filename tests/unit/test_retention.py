@@ -197,6 +197,22 @@ async def test_keys_are_kept_for_a_day_whatever_becomes_of_their_jobs(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_key_of_a_job_that_never_ends_expires_though_nothing_was_due_before(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    clock = AgeClock(read=trio.current_time)
+    registry = ScriptedRegistry({"slow": [Script(first=10 * DAY_S)]})
+    async with open_setting(clock=clock, registry=registry) as setting, trio.open_nursery() as nursery:
+        nursery.start_soon(retention(setting, tmp_path, clock=clock).run)
+        await trio.sleep(3600)  # retention has looked: no job that could be due, and no key
+        await setting.engine.submit(job_request([llm("a", "slow")]), idempotency=IdempotencyKey("k", b"body"))
+        await trio.sleep(DAY_S - 5)
+        assert setting.store.find_idempotency("k") is not None
+        await trio.sleep(10)
+        assert setting.store.find_idempotency("k") is None
+        nursery.cancel_scope.cancel()
+
+
 async def test_artifacts_go_with_the_last_job_that_has_them(autojump_clock: MockClock, tmp_path: Path) -> None:
     files = ArtifactFiles(tmp_path)
     async with open_setting() as setting:
