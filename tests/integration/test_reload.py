@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -107,6 +108,40 @@ async def test_a_bad_file_keeps_its_last_good_version_and_says_why_once(
         write(file, definition("2"))
         await setting.reloader.reload()
         assert setting.version_of("p.v1") == "2"
+
+
+async def test_a_file_that_cannot_be_used_is_named_until_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_setting(tmp_path) as setting:
+        pipelines, good, bad = (
+            setting.local.catalog.pipelines,
+            setting.pipelines / "p.yaml",
+            setting.pipelines / "q.yaml",
+        )
+        write(good, definition("1"))
+        write(bad, "type: q.v1\nsteps:\n- {id: a, kind: magic}\n- {id: 5, kind: map}\n")
+        await setting.reloader.reload()
+        words = rf"; 1 definition file cannot be used: {re.escape(str(bad))}: line 3: steps\[0\]\.kind: [^\n]*$"
+        with pytest.raises(UnknownPipelineError, match=words):
+            pipelines.find("q.v1")
+        # One whose last good version stays in force is not in order either.
+        write(good, "type: p.v1\nsteps: []\n")
+        await setting.reloader.reload()
+        assert setting.version_of("p.v1") == "1"
+        assert len(pipelines.broken_files) == 2
+        write(good, definition("2"))
+        write(bad, definition("2", pipeline_type="q.v1"))
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            await setting.reloader.reload()
+            await setting.reloader.reload()
+        told = sorted(record.getMessage() for record in caplog.records)
+        assert told == [f"{file} can be used again" for file in (good, bad)]
+        assert not pipelines.broken_files
+        with pytest.raises(UnknownPipelineError) as caught:
+            pipelines.find("r.v1")
+        assert "cannot be used" not in caught.value.message
 
 
 HOSTILE_SCHEMA = 'options_schema: {properties: {a: {pattern: "a{99999999999}"}}}\n'

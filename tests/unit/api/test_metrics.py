@@ -97,6 +97,14 @@ async def test_steps_are_counted_by_how_they_ended(autojump_clock: MockClock) ->
         assert values["steps_running"] == 0
 
 
+async def test_definition_files_that_cannot_be_used_are_counted(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        for broken in (["a.yaml: no", "b.yaml: no"], []):
+            api.setting.pipelines.replace_fixed((), broken_files=broken)
+            values = values_of((await api.ask("GET", "/metrics")).body.decode())
+            assert values["definition_files_broken"] == len(broken)
+
+
 async def test_a_turn_of_the_event_loop_that_takes_long_is_seen() -> None:
     async with open_api() as api:
         lag = api.api.loop_lag
