@@ -159,7 +159,8 @@ class Catalog:
             profile = self._with_known_secrets(profile)
             await self._writer.execute(_put_operation(profile))
             self._put_profiles[profile.id] = profile
-            self.registry.put(self._in_force(profile))
+            if profile.id not in self._from_files:  # a file may have come to define it meanwhile
+                self.registry.put(self._in_force(profile))
             return self._in_force(profile)
 
     def _with_known_secrets(self, profile: ProviderProfile) -> ProviderProfile:

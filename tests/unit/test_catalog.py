@@ -131,6 +131,19 @@ async def test_a_changed_key_of_the_configuration_is_used_at_once(autojump_clock
         assert (in_force.api_key, in_force.default_model) == (Secret("B"), "two")
 
 
+async def test_a_file_that_defines_a_profile_while_a_client_puts_it_goes_before(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_setting() as setting:
+        catalog = open_catalog(setting)
+        async with at_once(setting, monkeypatch) as start:
+            await start(partial(catalog.put_profile, put_over()))
+            catalog.use_configuration(profiles=[from_environment("A")], origins={"env": "c.toml:1"}, pipelines=())
+        assert setting.registry.get("env") == from_environment("A")
+        catalog.use_configuration(profiles=[], origins={}, pipelines=())
+        assert setting.registry.get("env") == put_over()
+
+
 @asynccontextmanager
 async def at_once(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[StartSoon, None]:
     """Changes begin in the order in which they are started, and the store takes the first when all have begun."""
