@@ -68,13 +68,9 @@ class Catalog:
     async def load(self) -> None:
         """Take over what clients have put before.
 
-        A definition that has become unusable meanwhile is left out, with a warning, until it is put anew or removed. What
-        has a / in its name, from before that was refused, nobody could remove: it is removed here.
+        A definition that has become unusable meanwhile is left out, with a warning, until it is put anew or removed.
         """
         for profile_id, (text, secrets) in (await self._access.call(self._access.store.profiles)).items():
-            if "/" in profile_id:
-                self._discard(RemoveProfile(profile_id), f"profile {profile_id!r}")
-                continue
             kept = from_stored_json(secrets, _Secrets)
             profile = from_stored_json(text, ProviderProfile)
             extra = msgspec.structs.replace(profile.extra, headers=kept.headers)
@@ -83,20 +79,14 @@ class Catalog:
             if profile_id not in self._from_files:
                 self.registry.put(self._in_force(profile))
         for pipeline_type, text in (await self._access.call(self._access.store.definitions)).items():
-            if "/" in pipeline_type:
-                self._discard(RemoveDefinition(pipeline_type), f"pipeline {pipeline_type!r}")
-                continue
             definition = from_stored_json(text, PipelineDef)
-            problems = self._problems(definition)
+            # A / in its type is of a time when that was not refused.
+            problems = [*self._checker.check(definition), *self._checker.check_tool_use(definition)]
             if problems:
                 self._left_out[pipeline_type] = definition
                 log.warning("the stored pipeline %r is left out: %s", pipeline_type, "; ".join(map(str, problems)))
             else:
                 self.pipelines.put(definition)
-
-    def _discard(self, operation: RemoveProfile | RemoveDefinition, what: str) -> None:
-        log.warning("the stored %s is removed: it has a / in its name, and no address names it; put it anew", what)
-        self._writer.post(operation)  # not waited for: the writer may not run yet, and the next start tries it again
 
     # pipelines
 

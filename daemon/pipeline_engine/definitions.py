@@ -92,14 +92,20 @@ class DefinitionChecker:
         return problems
 
     def check_sent(self, definition: PipelineDef, *, path: str = "") -> list[Problem]:
-        """What a definition may not do that comes over HTTP, besides what `check` finds.
+        """What is wrong with a definition that comes over HTTP, besides what `check` finds."""
+        problems = self.check_tool_use(definition, path=path)
+        if "/" in definition.type:
+            where = f"{path}.type" if path else "type"
+            problems.insert(0, Problem(where, "must not hold a /: it stands in the addresses of the pipeline"))
+        return problems
 
-        Tools are defined in files: a variable (BASH_ENV, LD_PRELOAD, PATH) or a directory can make another program of one.
+    def check_tool_use(self, definition: PipelineDef, *, path: str = "") -> list[Problem]:
+        """What a definition of a client may not say of tools.
+
+        They are defined in files: a variable (BASH_ENV, LD_PRELOAD, PATH) or a directory can make another program of one.
         """
         prefix = f"{path}." if path else ""
-        problems = []
-        if "/" in definition.type:
-            problems.append(Problem(f"{prefix}type", "must not hold a /: it stands in the addresses of the pipeline"))
+        problems: list[Problem] = []
         for index, step in enumerate(definition.steps):
             problems += self._check_tool_use(step, f"{prefix}steps[{index}].provider_override")
         return problems

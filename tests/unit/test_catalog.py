@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -235,25 +234,18 @@ async def loaded(setting: Setting) -> Catalog:
     return catalog
 
 
-async def test_what_was_put_with_a_slash_in_its_name_is_removed_at_the_start(
-    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
-) -> None:
-    store, definition = MemoryStore(), calling({})
-    slashed = msgspec.structs.replace(definition, type="team/p.v1")
-    put = [PutDefinition(one.type, to_stored_json(one)) for one in (definition, slashed)]
+async def test_what_was_put_with_a_slash_in_its_name_stays_until_it_is_removed(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    slashed = msgspec.structs.replace(calling({}), type="team/p.v1")
     profile = ProviderProfile(id="team/mine", kind=ProviderKind.OPENAI)
-    store.write([*put, PutProfile(profile.id, to_json(profile), b"{}")])
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            async with open_setting(store=store) as setting:
-                await loaded(setting)
-                assert [known.definition.type for known in setting.pipelines.all()] == ["p.v1"]
-                assert setting.registry.get("team/mine") is None
-            assert (list(store.definitions()), list(store.profiles())) == (["p.v1"], [])
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
-        "the stored profile 'team/mine' is removed",
-        "the stored pipeline 'team/p.v1' is removed",
-    ]
+    store.write([PutDefinition(slashed.type, to_stored_json(slashed)), PutProfile(profile.id, to_json(profile), b"{}")])
+    async with open_setting(store=store) as setting:
+        catalog = await loaded(setting)
+        assert [known.definition.type for known in setting.pipelines.all()] == ["team/p.v1"]
+        assert setting.registry.get("team/mine") is not None
+        await catalog.remove_pipeline("team/p.v1")
+        await catalog.remove_profile("team/mine")
+    assert (store.definitions(), store.profiles()) == ({}, {})
 
 
 async def test_a_definition_that_is_left_out_can_be_removed_and_replaced(autojump_clock: MockClock) -> None:
