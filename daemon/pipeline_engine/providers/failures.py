@@ -47,7 +47,15 @@ _FINAL_TYPES = frozenset({"invalid_request_error", "bad_request", "badrequesterr
 # llama.cpp says "Loading model", others that a model "is currently loading". Its type, unavailable_error, says nothing: a
 # server that is merely busy has it too.
 _LOADING = re.compile(r"\bloading\b", re.IGNORECASE)
-_LOADING_FAILED = re.compile(r"\b(?:error|fail(?:ed|ure)?|problem)\b(?: \w+)? loading\b", re.IGNORECASE)
+# That it failed stands before the word, behind it ("loading of the model has failed"), or at the beginning, as "Error:"
+# does; some servers put that before everything they say, also that a model "is loading".
+_FAILED = r"\b(?:error|fail(?:ed|ure)?|problem|exception|crash(?:ed)?|abort(?:ed)?|out of memory)\b"
+_LOADING_FAILED = re.compile(
+    rf"{_FAILED}(?: occurred)?(?: \w+)? loading\b"
+    rf"|\bloading\b.{{0,40}}?{_FAILED}"
+    rf"|\A\W*{_FAILED}(?!.*\b(?:is|still|currently) loading\b)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
