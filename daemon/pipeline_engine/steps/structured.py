@@ -32,7 +32,7 @@ _CLOSES = {"}": "{", "]": "["}
 
 _MENDED = re.compile(
     r"""(?P<double>"(?:[^"\\]|\\.)*+")|(?P<single>'(?:[^'\\]|\\.)*+')|(?P<comma>,(?=\s*+[}\]]))"""
-    r"""|\b(?P<literal>True|False|None)\b""",
+    r"""|\b(?P<literal>True|False|None)\b|(?P<stray>["'\\])""",
     re.DOTALL,
 )
 _CONTROL = re.compile(r"[\x00-\x1f]")
@@ -277,6 +277,9 @@ def _mended(match: re.Match[str]) -> str:
             return '"' + _CONTROL.sub(_escaped, _SINGLE_INNER.sub(_requoted, token[1:-1])) + '"'
         case "comma":
             return ""
+        case "stray":
+            # Looking on would try a text at each of the quotes that follow, and each time to the end.
+            raise JsonTextError("a quote or a backslash stands outside of its texts, or a text is never closed")
         case _:
             return _LITERALS[token]
 

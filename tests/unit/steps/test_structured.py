@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -152,6 +153,22 @@ def test_brackets_are_looked_at_a_few_times_at_most(piece: str, monkeypatch: pyt
     parse_loose(text)
     # Twice for tags, twice for fences, and at last for the pieces: in a block, and in what stands around blocks.
     assert looked_at <= 6 * len(text)
+
+
+@pytest.mark.parametrize("piece", ['\\"', "\\'", '"\\', "[' ", r"\"a\": [\"b\"], ", "'a' ", ", ", "it's ", "True "])
+@pytest.mark.parametrize("start", ["{", "[", "[{", '{"a": '])
+def test_mending_takes_time_in_proportion_to_the_length(start: str, piece: str) -> None:
+    def took(length: int) -> float:
+        text = start + piece * (length // len(piece))
+        times = []
+        for _ in range(5):
+            began = time.process_time()
+            parse_loose(text)
+            times.append(time.process_time() - began)
+        return min(times)
+
+    # Sixteen times the length; it would be 256 times the time if each quote were looked at from every other.
+    assert took(64_000) < 64 * took(4_000)
 
 
 def test_the_pieces_looked_at_never_overlap() -> None:
