@@ -1,9 +1,9 @@
 """JSON in the answers of models: finding it and, where that is allowed, mending it.
 
 Only what models are known to get wrong is mended: trailing commas, single quotes, Python's True, False and None, raw
-line breaks inside texts. Nothing is guessed: an answer that was cut off, or that holds two different values, has none.
-Only lists of plain values give way to others, since prose has its references in brackets. All work is linear in the
-length of the answer.
+line breaks inside texts. Nothing is guessed: an answer that was cut off, or that holds two different values, has none,
+and neither a piece of a broken document nor what stands before one, a draft, is its value. Only references of prose,
+`[1]`, give way to others. All work is linear in the length of the answer.
 """
 
 from __future__ import annotations
@@ -11,20 +11,35 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 from pipeline_engine.jsontext import JsonTextError, dumps_compact, loads_strict
 
 _THINK = re.compile(r"<(?P<closing>/?)think(?:ing)?>", re.IGNORECASE)
-_FENCE = re.compile(r"^[ \t]*```+(?P<info>[^`\n]*)$", re.MULTILINE)
+_FENCE = re.compile(r"^[ \t]*```+(?P<info>[^`\n]*)$|(?<=[}\]])[ \t]*```+[ \t\r]*$", re.MULTILINE)
 _LANGUAGE = re.compile(r"[ \t]*([\w+#.-]*)")
-_JSON_FENCES = frozenset({"", "json", "json5", "jsonc", "javascript", "js", "python", "text"})
+_JSON_FENCES = frozenset({"json", "json5", "jsonc"})
+_PLAIN_FENCES = frozenset({"", "text"})
+_CODE_FENCES = frozenset({"javascript", "js", "python"})
+_READ_FENCES = _JSON_FENCES | _PLAIN_FENCES | _CODE_FENCES
 
-#: How an object or array begins; a brace or bracket in prose hardly ever does. A key without quotes is not mended, but
-#: what such an object holds is no answer of its own.
+#: How an object or array begins; a brace or bracket in prose hardly ever does, and an interval, `[0, 1)`, is none.
+#: Comments, keys without quotes, curly quotes and NaN are not mended, but what they stand in has no answer inside.
 _START = re.compile(
-    r"""\{\s*(?:["'}]|[A-Za-z_$][\w$]*\s*:)|\[\s*(?:["'{\[\]\-\d]|(?:true|false|null|True|False|None)\b)"""
+    r"""\{\s*(?:["'“}]|//|/\*|\#|(?P<key>[\w$-]+\s*:))
+    |\[(?!\s*-?[\d.]+\s*,\s*[^\s,"'(){}\[\]]+\s*\))
+    \s*(?:["'“{\[\]\-\d]|//|/\*|\#|(?:true|false|null|True|False|None|NaN|Infinity)\b)""",
+    re.VERBOSE,
 )
+#: A key without quotes is also how prose and code begin what they never close. Each is looked at to the end of the text.
+_MAX_UNCLOSED_KEYS = 4
+
+_REFERENCE = re.compile(r"\[(?: |\s*\d{1,3}(?:\s*,\s*\d{1,3}){0,3}\s*)\]")  # or the box of a list of tasks
+_SUBSCRIPT = re.compile(r"(?<=[A-Za-z0-9_])\[[^,{}\[\]]*\]")
+_BESIDE_REFERENCES = "[]0123456789, \t\r"
+_LINE_AROUND = 200  # characters on each side in which a reference must have prose on its line
 _BRACKET = re.compile(r"""["'{}\[\]]""")
 _DOUBLE_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _SINGLE_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*+'", re.DOTALL)
@@ -55,10 +70,11 @@ def parse_strict(text: str) -> Any:
 def parse_loose(text: str, *, is_cut: bool = False) -> tuple[bool, Any]:
     """Whether the answer has a JSON value, mended if need be, and that value (None if not).
 
-    Of an answer that the token limit cut a mere number is no value: digits of it may be missing.
+    Of an answer that the token limit cut a mere number is no value: digits of it may be missing. It has none either
+    where JSON or its code fence is never closed: the value that was meant is the one that is missing.
     """
     try:
-        value = _parse(text, _loads_mended)
+        value = _parse(text, _loads_mended, is_cut=is_cut)
     except AnswerError:
         return False, None
     if is_cut and isinstance(value, int | float) and not isinstance(value, bool):
@@ -66,7 +82,7 @@ def parse_loose(text: str, *, is_cut: bool = False) -> tuple[bool, Any]:
     return True, value
 
 
-def _parse(text: str, loads: Callable[[str], Any]) -> Any:
+def _parse(text: str, loads: Callable[[str], Any], *, is_cut: bool = False) -> Any:
     text = text.strip().removeprefix("\N{BYTE ORDER MARK}").strip()
     if not text:
         raise AnswerError("the answer is empty")
@@ -76,67 +92,121 @@ def _parse(text: str, loads: Callable[[str], Any]) -> Any:
     except JsonTextError as exc:
         reason = f"the answer is not JSON: {exc}"
     for part in _outside_reasoning(text):
-        found = _candidates(part, loads)
+        found = _candidates(part.strip(), loads, is_cut=is_cut)
         if found.values:
             return found.only_value()
+        if found.broken is not None:
+            raise found.broken
         if found.error is not None:
             reason = f"the answer is not JSON: {found.error}"
     raise AnswerError(reason)
 
 
+class _Rank(IntEnum):
+    """Where a value stands; those of the first rank that has any count."""
+
+    FENCED = 0  # the whole of a code fence
+    AROUND = 1
+    WITHIN = 2  # among something else in a code fence, or in one of code: examples are there
+    REFERENCE = 3
+
+
 class _Candidates:
-    """The different values among pieces of text, two at most of each sort, and why the last bad piece was none."""
+    """The different values among pieces of text, two at most of each rank, and why the last bad piece was none."""
 
     def __init__(self, loads: Callable[[str], Any]) -> None:
         self._loads = loads
-        self._values: dict[str, Any] = {}
-        self._plain_lists: dict[str, Any] = {}
+        self._ranks: dict[_Rank, dict[str, Any]] = {rank: {} for rank in _Rank}
         self.error: ValueError | None = None
+        self.broken: AnswerError | None = None
 
     @property
     def values(self) -> dict[str, Any]:
-        """Lists of plain values count only where there is nothing else."""
-        return self._values or self._plain_lists
+        return next((values for values in self._ranks.values() if values), {})
 
     def only_value(self) -> Any:
         if len(self.values) > 1:
             raise AnswerError("the answer has more than one JSON value; exactly one is wanted")
         return next(iter(self.values.values()))
 
-    def add(self, piece: str) -> bool:
+    def add(self, piece: str, rank: _Rank) -> bool:
         """Whether the piece as a whole is a value."""
         try:
             value = self._loads(piece.strip())
         except JsonTextError as exc:
             self.error = exc
             return False
-        values = self._plain_lists if _is_plain_list(value) else self._values
+        values = self._ranks[rank]
         if len(values) < 2:
             values[dumps_compact(value)] = value
         return True
 
+    def forget(self, broken: AnswerError) -> None:
+        """A broken document came: what stood before it was a draft."""
+        self.broken = broken
+        for values in self._ranks.values():
+            values.clear()
 
-def _is_plain_list(value: Any) -> bool:
-    return isinstance(value, list) and not any(isinstance(part, dict | list) for part in value)
 
+def _candidates(text: str, loads: Callable[[str], Any], *, is_cut: bool) -> _Candidates:
+    """The values in the code fences of a text and around them.
 
-def _candidates(text: str, loads: Callable[[str], Any]) -> _Candidates:
-    """The values in the code fences of a text, or, where they have none, in what stands around them."""
-    blocks, rest = _fences(text)
+    Raises AnswerError when the bracket that the text begins with is not closed rightly: all else stands inside it. So
+    it does for any JSON, and for a fence of JSON, in a text that was cut.
+    """
     found = _Candidates(loads)
-    for block in blocks:
-        if not found.add(block):
-            try:
-                pieces = list(spans(block))
-            except AnswerError as exc:
-                found.error = exc
-                continue
-            for piece in pieces:
-                found.add(piece)
-    if not found.values:
-        for piece in spans("\n".join(rest)):
-            found.add(piece)
+    end = _end_of_first(text)
+    if end:
+        found.add(text[:end], _rank_around(text, 0, end))
+    for block in _blocks(text[end:]):
+        if is_cut and not block.is_closed and block.is_json:
+            raise AnswerError("the JSON in the answer is cut off: its code fence is never closed")
+        try:
+            if block.language is None:
+                for start, end in _extents(block.text, is_cut=is_cut):
+                    found.add(block.text[start:end], _rank_around(block.text, start, end))
+            else:
+                _add_fenced(found, block, is_cut=is_cut)
+        except AnswerError as exc:
+            if is_cut:
+                raise
+            found.forget(exc)
     return found
+
+
+def _add_fenced(found: _Candidates, block: _Block, *, is_cut: bool) -> None:
+    """Add the value that a code fence is, or else the values in it. Raises AnswerError when it is JSON and broken."""
+    text, is_code = block.text.strip(), block.language in _CODE_FENCES
+    if found.add(text, _Rank.WITHIN if is_code else _Rank.FENCED) or is_code:
+        return
+    try:
+        end = _end_of_first(text)
+        pieces = [text[start:stop] for start, stop in _extents(text, end, is_cut=is_cut)]
+    except AnswerError as exc:
+        if is_cut or block.is_json:
+            raise
+        found.error = exc
+        return
+    if end and not found.add(text[:end], _Rank.WITHIN) and block.is_json:
+        found.forget(AnswerError(f"the answer is not JSON: {found.error}"))
+        return
+    for piece in pieces:
+        found.add(piece, _Rank.WITHIN)
+
+
+def _rank_around(text: str, start: int, end: int) -> _Rank:
+    """The rank of a piece outside of fences.
+
+    A list of a few small numbers in a line of prose is a reference, and so is one thing in brackets behind a name.
+    """
+    if _SUBSCRIPT.fullmatch(text, start, end):
+        return _Rank.REFERENCE
+    if not _REFERENCE.fullmatch(text, start, end):
+        return _Rank.AROUND
+    before = text[max(0, start - _LINE_AROUND) : start].rpartition("\n")[2].rstrip(_BESIDE_REFERENCES)
+    after = text[end : end + _LINE_AROUND].partition("\n")[0].lstrip(_BESIDE_REFERENCES)
+    is_in_prose = any(beside and beside not in "{}" for beside in (before[-1:], after[:1]))
+    return _Rank.REFERENCE if is_in_prose else _Rank.AROUND
 
 
 def _outside_reasoning(text: str) -> list[str]:
@@ -159,27 +229,47 @@ def _outside_reasoning(text: str) -> list[str]:
     return parts[::-1]
 
 
-def _fences(text: str) -> tuple[list[str], list[str]]:
-    """The contents of the code fences that may hold JSON, and what stands around all fences."""
-    blocks: list[str] = []
-    rest: list[str] = []
-    current: list[str] | None = rest  # where the text since `start` goes
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """What a code fence holds, or, without a language, what stands between two of them."""
+
+    text: str
+    language: str | None
+    is_closed: bool
+
+    @property
+    def is_json(self) -> bool:
+        """Whether it can only be meant as JSON: by its language or its beginning."""
+        if self.language is None:
+            return False
+        if self.language in _JSON_FENCES:
+            return True
+        start = _START.match(self.text.lstrip())
+        return start is not None and not start["key"]
+
+
+def _blocks(text: str) -> Iterator[_Block]:
+    """The code fences that may hold JSON and what stands around all fences, in their order."""
+    language: str | None = None
     start = 0
     for fence in _marks(_FENCE, text):
-        if current is not None:
-            current.append(text[start : fence.start()])
-        start = fence.start("info")
+        info = fence["info"]
+        if info is None and language is None:
+            continue  # only a block ends on the line of its value
         # Within a block, only a language right behind the fence begins another one: the block was never closed.
-        if current is not rest and (not fence["info"] or fence["info"][0].isspace()):
-            current = rest
+        is_end = language is not None and (not info or info[0].isspace())
+        if language is None or language in _READ_FENCES:
+            yield _Block(text[start : fence.start()], language, is_closed=is_end)
+        start = fence.end() if info is None else fence.start("info")
+        if is_end:
+            language = None
             continue
-        language = _LANGUAGE.match(text, start)
-        assert language is not None
-        start = language.end()
-        current = blocks if language[1].lower() in _JSON_FENCES else None
-    if current is not None:
-        current.append(text[start:])
-    return blocks, rest
+        named = _LANGUAGE.match(text, start)
+        assert named is not None
+        start = named.end()
+        language = named[1].lower()
+    if language is None or language in _READ_FENCES:
+        yield _Block(text[start:], language, is_closed=False)
 
 
 def _marks(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
@@ -196,12 +286,10 @@ def _marks(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
 
 def _quoted(text: str) -> Iterator[tuple[int, int]]:
     """Where the JSON texts in `spans` begin and end; none behind a piece that is not closed."""
-    position = 0
     with suppress(AnswerError):
-        while start := _START.search(text, position):
-            position = _closing(text, start.start())
-            for character, begin, end in _tokens(text, start.start()):
-                if begin >= position:
+        for start, stop in _extents(text):
+            for character, begin, end in _tokens(text, start):
+                if begin >= stop:
                     break
                 if character in "\"'":
                     yield begin, end
@@ -210,12 +298,31 @@ def _quoted(text: str) -> Iterator[tuple[int, int]]:
 def spans(text: str) -> Iterator[str]:
     """The outermost pieces of a text that begin like JSON, up to their closing brackets; they never overlap.
 
-    Raises AnswerError when one is not closed rightly: what stands inside it is no answer of its own.
+    Raises AnswerError when one is not closed rightly: what stands inside it is no answer of its own. Only one that
+    begins with a key without quotes may be prose, and is passed over then.
     """
-    position = 0
+    for start, end in _extents(text):
+        yield text[start:end]
+
+
+def _extents(text: str, position: int = 0, *, is_cut: bool = False) -> Iterator[tuple[int, int]]:
+    """Where the pieces of `spans` begin and end, from `position` on. Of a text that was cut each must be closed."""
+    unclosed = 0
     while start := _START.search(text, position):
-        position = _closing(text, start.start())
-        yield text[start.start() : position]
+        try:
+            position = _closing(text, start.start())
+        except AnswerError:
+            unclosed += 1
+            if is_cut or not start["key"] or unclosed > _MAX_UNCLOSED_KEYS:
+                raise
+            position = start.start("key")
+            continue
+        yield start.start(), position
+
+
+def _end_of_first(text: str) -> int:
+    """The offset behind the bracket that closes the one which the text begins with, 0 if it begins with none."""
+    return _closing(text, 0) if text[:1] in ("{", "[") else 0
 
 
 def _closing(text: str, start: int) -> int:

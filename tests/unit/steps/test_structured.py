@@ -30,6 +30,8 @@ AS_IT_STANDS: list[tuple[str, object]] = [
     ("The list: [1, 2] done", [1, 2]),
     ('```json\n{"a":1}```', {"a": 1}),
     ('```json\n{"a":1}```\nThat is all, see [1].', {"a": 1}),
+    ('```json\n{"a":1} ```\nThat is all.\n```bash\nls {"x":2}\n```', {"a": 1}),
+    ('```json {"a":1}```', {"a": 1}),
     ('```json\n{"a":1}\n``` done', {"a": 1}),
     ('```json\n{"a":1}\n``` and\n```bash\nls {"x":2}\n```', {"a": 1}),
     ('```json {"a":1}\n```', {"a": 1}),
@@ -44,12 +46,32 @@ AS_IT_STANDS: list[tuple[str, object]] = [
     ('<THINK>{"no":0}</THINK>{"a":1}', {"a": 1}),
     ('<think>x <think> y</think> z</think>{"a":1}', {"a": 1}),
     ('see [1] and [2]: {"a":1}', {"a": 1}),
-    ('{"a":[1]} as in [3, 4] and ["x"]', {"a": [1]}),
+    ('{"a":[1]} as in [3, 4] and [ 12 ]', {"a": [1]}),
+    ('[1]: Smith 2020\n{"a":1}', {"a": 1}),
+    ('- [ ] check data["key"], x[0] and string[]: {"a":1}', {"a": 1}),
+    ('{"a":1} in [0, 1) or [0, ∞)', {"a": 1}),
     ('of [1]: [{"a":1}]', [{"a": 1}]),
     ('prefix {"a":"</think>","b":[1,2]}', {"a": "</think>", "b": [1, 2]}),
     ('prefix {"a":"<think>"} suffix', {"a": "<think>"}),
     ('<think>{"a":"</think>"} no</think>{"b":1}', {"b": 1}),
     ('{note: "x"} {"a":1}', {"a": 1}),
+    ('Given f = {x: 1, the answer is {"a": 1}', {"a": 1}),
+    ('if (x) {return: "y} {"a":1}', {"a": 1}),
+    ('{"answer": 1}\n\nUse it like this:\n```python\nsend({"example": 2})\n```', {"answer": 1}),
+    ('{"answer": 1}\n```python\n{"example": 2}\n```', {"answer": 1}),
+    ('{"answer": 1}\n```bash\n{"example": 2}\n```', {"answer": 1}),
+    ('```\ncurl -d \'{"example": 2}\'\n```\nIt gives {"answer": 1}', {"answer": 1}),
+    ('{"answer": 1}\n```\ncurl -d \'{"example": 2}\'\n```', {"answer": 1}),
+    ('{"answer": 1}\n```\ncurl -d \'{"example": \n```\nDone.', {"answer": 1}),
+    ('Of [1]:\n```\nresult = {"a":1}\n```', {"a": 1}),
+    ('```json\n{"a":1}\n// that is all\n```', {"a": 1}),
+    ('```python\n{"a":1}\n```', {"a": 1}),
+    ('[Note] Here:\n```json\n{"a":1}\n```', {"a": 1}),
+    ('{ok} then {"a":1}', {"a": 1}),
+    ('```json\n{"a": 2, "b\n```\nCorrected:\n```json\n{"a":1}\n```', {"a": 1}),
+    ('Schema:\n```json\n{"a": <number>}\n```\n{"a":1}', {"a": 1}),
+    ('```json\n{"a":1}\n```\nThe model:\n```\n{x} and {y: 1}\n```', {"a": 1}),
+    ('Use {"a" as the key:\n```json\n{"a":1}\n```', {"a": 1}),
 ]
 MENDED: list[tuple[str, object]] = [
     ('{"a":[1,2,],}', {"a": [1, 2]}),
@@ -78,10 +100,54 @@ UNPARSED = [
     '{"a": "cut',
     '```json\n[1] {"a": "cut',
     "[1] [2]",
+    '[1] {"a":1}',
+    '["a","b"]\n\nSchema: {"type": "array"}',
+    '[1, 2, 3]\n\nHere {"n": 3} of them.',
+    'The longer [1, 2, 3, 4, 5] beside {"a":1}',
+    'Years [1984] and {"a":1}',
+    '```json\n[1]\n```\n```json\n{"a":1}\n```',
+    '```\nsee [1] and {"a":1}\n```',
+    '{ // the result\n "person": {"name": "x"} }',
+    '[ // c\n {"a":1}\n]',
+    '{1: {"a": 1}}',
+    '[NaN, {"a":1}]',
+    '{“a”: {"b":1}}',
+    '{my-key: {"a":1}}',
+    '{the result {"a":1}',
+    '{ // c\n```json\n{"a":1}\n```\n}',
+    '<think>so</think>{ # c\n {"a":1}}',
+    '```json\n{ # c\n "a": {"b":1}\n}\n```',
+    '```json\n{ # c\n "a": {"b":1}\n```',
+    'Here: { // c\n "a": {"b":1}}',
+    'Here: {“a”: {"b":1}}',
+    'Here: {my-key: {"b":1}}',
+    'Here: [NaN, {"b":1}]',
+    'First:\n```json\n{"a":1}\n```\nCorrected:\n```json\n{"a": 2, "b\n```',
+    'First:\n```json\n{"a":1}\n```\nCorrected:\n```json\n{"a": 2, "b',
+    'First:\n```json\n{"a":1}\n```\nCorrected:\n```\n{"a": NaN}\n```',
+    'First:\n```json\n{"a":1}\n```\nCorrected: {"a": 2, "b',
+    'First: {"a":1}\nCorrected:\n```json\n{"a": 2, "b\n```',
+    '{"a":1}<think>better</think>{"a": 2, "b',
+    "prose " + "{a: " * 20 + '{"a":1}',
     'of [1]: {"a":1} {"b":2}',
     '{a: {"b": 1}}',
     "[" * 100_000,
     "[" * 100_000 + "]" * 100_000,
+]
+
+CUT: list[tuple[str, object]] = [
+    ('First draft:\n```json\n{"a": 1}\n```\nCorrected:\n```json\n{"a": 2, "b', None),
+    ('First draft:\n```json\n{"a": 1}\n```\nCorrected:\n```json\n', None),
+    ('First draft:\n```json\n{"a": 1}\n```\nCorrected:\n```\n{"a": 2, "b', None),
+    ('First draft:\n```json\n{"a": 1}\n```\nCorrected: {"a": 2, "b', None),
+    ('First draft:\n```json\n{"a": 1}\n```\nCorrected: {a: 2, b', None),
+    ('```json\n{"a": 1}', None),
+    ('{"a": 1}<think>better</think>{"a": 2, "b', None),
+    ('```json\n{"a": 1,}\n```\nThis is', {"a": 1}),
+    ('```json\n{"a": 1,}```\nThis is', {"a": 1}),
+    ('```json\n{"a": 1, // c\n}\n```\nWithout the comment:\n```json\n{"a": 1}\n```\nThis is', {"a": 1}),
+    ('{"a": 1}\nUse it:\n```python\nsend({"exam', {"a": 1}),
+    ('{"a": 1}\nUse it:\n```\ncurl -d', {"a": 1}),
 ]
 
 PIECES = [
@@ -95,6 +161,14 @@ PIECES = [
         '```json\n{"',
         "[1] [[2]] ",
         "{a:",
+        "x {a: ",
+        'x {a: "',
+        "x {a: ]",
+        "x {a: '",
+        "see [1], ",
+        "x[1]",
+        "```json\n{",
+        "```\nx [1]\n```\n",
     ],
 ]
 
@@ -118,6 +192,11 @@ def test_nothing_is_guessed(raw: str) -> None:
     with pytest.raises(AnswerError) as caught:
         parse_strict(raw)
     assert 0 < len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(("raw", "value"), CUT)
+def test_a_cut_answer_has_no_value_where_something_is_never_closed(raw: str, value: object) -> None:
+    assert parse_loose(raw, is_cut=True) == (value is not None, value)
 
 
 @pytest.mark.parametrize("piece", PIECES)
