@@ -32,6 +32,8 @@ line of the engine.
 
 The first token, and one step, wait twice for the disk: the job is stored before it is acknowledged, and what is shown
 is stored before it is shown. Each time costs the way to the thread that writes and back; the floor pays it too.
+Where the provider pauses before its first token the processor rests, and wakes slowly: a whole job of one step, with both
+waits and the call, takes less than what is added to such a token, and the floor adds most of that as well.
 
 A start is the import of the libraries: what the store holds is not read, however much it is.
 
