@@ -32,17 +32,12 @@ def create_app(api: Api) -> AsgiApp:
     app.url_map.merge_slashes = False  # it would redirect, in HTML
     app.register_error_handler(HTTPException, _refuse)
     for route in (*ROUTES, *web_page.ROUTES):
-        rule = re.sub(r"\{(\w+)\}", r"<path:\1>" if _may_hold_slashes(route) else r"<\1>", route.path)
+        rule = re.sub(r"\{(\w+)\}", r"<\1>", route.path)
         endpoint = f"{route.method} {route.path}"
         app.add_url_rule(rule, endpoint=endpoint, view_func=_view(api, route), methods=[route.method])
         if route.is_stream:
             _take_no_head(app, endpoint)
     return DirectCalls(app, api, [*jobs.ROUTES, *streams.ROUTES])
-
-
-def _may_hold_slashes(route: Route) -> bool:
-    """Profiles and pipelines that were put before a / in their names was refused can still be removed."""
-    return route.method == "DELETE" and route.path.startswith("/v1/config/")
 
 
 def _take_no_head(app: QuartTrio, endpoint: str) -> None:

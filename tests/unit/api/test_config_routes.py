@@ -244,14 +244,6 @@ async def test_what_no_address_could_name_is_refused(autojump_clock: MockClock) 
         assert (job.status, job.error["details"]["path"]) == (400, "pipeline.type")
 
 
-@pytest.mark.parametrize("target", ["providers/team/mine", "pipelines/team/mine"])
-async def test_names_with_a_slash_can_be_removed(autojump_clock: MockClock, target: str) -> None:
-    async with open_api() as api:
-        answer = await api.ask("DELETE", f"/v1/config/{target}")
-        assert answer.status == 404
-        assert "'team/mine'" in answer.error["message"]
-
-
 async def test_a_profile_is_removed(autojump_clock: MockClock) -> None:
     async with open_api() as api:
         await api.ask("POST", "/v1/config/providers", PROFILE)
