@@ -171,7 +171,9 @@ async def open_engine(
     proxies = {name.removesuffix("_proxy"): value for name, value in config.proxies.items()}
     async with (
         aclosing(leftovers),
-        open_worker_processes() as processes,
+        # Apart, so that checks which take long keep nobody's renderings waiting.
+        open_worker_processes() as renderings,
+        open_worker_processes() as checks,
         _open_tracer(config, environ=environ, redactor=redactor) as tracer,
         open_registry(
             config.providers.values(),
@@ -184,8 +186,8 @@ async def open_engine(
         ) as registry,
     ):
         services = Services(
-            renderer=Renderer(templates, processes=processes),
-            processes=processes,
+            renderer=Renderer(templates, processes=renderings),
+            processes=checks,
             registry=registry,
             handlers=Handlers(config.handlers),
             artifacts=artifacts,
@@ -211,7 +213,7 @@ async def open_engine(
             access=access,
             writer=writer,
             services=services,
-            admission=Admission(pipelines=pipelines, checker=checker, processes=processes),
+            admission=Admission(pipelines=pipelines, checker=checker, processes=checks),
             limits=engine_limits(config),
             clock=clock,
         )

@@ -205,9 +205,12 @@ class Catalog:
         definitions = [*self.pipelines.put_by_clients(), *self._left_out.values()]
         moving = [repr(one.type) for one in definitions if sends_headers_elsewhere(one, before, profile)]
         if moving:
+            why = (
+                "would lead to another server" if before is not None else "led nobody knows where before it was removed"
+            )
             raise ConflictError(
-                f"the profile {profile.id!r} would lead to another server, and with it the headers that steps of these "
-                f"pipelines have for it: {', '.join(moving)}; put them without these headers before, or remove them"
+                f"the profile {profile.id!r} {why}, and steps of these pipelines have headers for it, which would go "
+                f"along: {', '.join(moving)}; put them without these headers before, or remove them"
             )
 
     @asynccontextmanager

@@ -64,6 +64,9 @@ class WorkerProcesses:
     async def _answer(self, request: bytes, purpose: str) -> bytes:
         while self._idle:
             process = self._idle.pop()
+            if process.poll() is not None:  # it had idled long enough, or was killed for memory that others need
+                await _end(process)
+                continue
             if answer := await self._exchange(process, request, purpose):
                 return answer
             if process.returncode != 0:  # 0: it had idled long enough

@@ -276,7 +276,7 @@ async def test_headers_of_a_definition_do_not_follow_its_profile_to_another_orig
         other = calling({"X-Tok": "sk-other"}, profile="mine", base_uri="http://127.0.0.1:3")
         await catalog.put_pipeline(msgspec.structs.replace(other, type="other.v1"))
         for moved in (at(2), msgspec.structs.replace(at(1), kind=ProviderKind.OLLAMA, base_uri="")):
-            with pytest.raises(ConflictError, match=r"steps of these pipelines have for it: 'p\.v1'; put them without"):
+            with pytest.raises(ConflictError, match=r"which would go along: 'p\.v1'; put them without"):
                 await catalog.put_profile(moved)
         assert setting.registry.get("mine") == at(1)
         # Neither by removing it first; and where it led is not known any more then.

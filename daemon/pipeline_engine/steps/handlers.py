@@ -144,4 +144,11 @@ def _described(exc: BaseException, module: str) -> str:
         for frame, line in traceback.walk_tb(exc.__traceback__)
         if str(frame.f_globals.get("__name__")).partition(".")[0] == package
     ]
-    return f"{type(exc).__name__}: {exc}{places[-1] if places else ''}"
+    return f"{type(exc).__name__}: {_text_of(exc)}{places[-1] if places else ''}"
+
+
+def _text_of(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except BaseException as fault:  # noqa: BLE001 - this runs the handler's own code once more
+        return f"<its text cannot be had: {type(fault).__name__}>"

@@ -341,3 +341,19 @@ def test_help_is_quick_to_say_what_there_is(home: Path) -> None:
     assert done.returncode == 0
     assert b"run" in done.stdout
     assert b"pipelines" in done.stdout
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_standard_streams_lead_nowhere(home: Path, closed: str) -> None:
+    arguments = [*COMMAND, "run", "greeting.yaml", "--source", "note:in=-", "--option", "word=hi"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *arguments],
+        cwd=home,
+        env=environment(home),
+        input=b"one\ntwo\n",
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert (done.stdout == b"") == (">&-" in closed.split())

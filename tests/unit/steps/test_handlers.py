@@ -84,6 +84,22 @@ def test_whatever_an_import_raises_is_a_missing_handler(load: Load, name: str) -
     assert caught.value.code is ErrorCode.MISSING_DEPENDENCY
 
 
+@pytest.mark.parametrize("text", [Panic("within"), None])
+async def test_an_exception_whose_text_cannot_be_had_is_told_all_the_same(text: Panic | None) -> None:
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            if text is None:
+                return None  # type: ignore[return-value]  # noqa: PLE0307 - as careless classes do
+            raise text
+
+    def fail(_: HandlerItem) -> None:
+        raise MuteError
+
+    with pytest.raises(StepError, match=r"^the handler raised MuteError: <its text cannot be had: \w+>") as caught:
+        await call(added(fail))
+    assert caught.value.code is ErrorCode.TOOL_FAILED
+
+
 async def test_a_cancellation_passes_alone_and_out_of_groups() -> None:
     async def wait(item: HandlerItem) -> None:
         await trio.sleep_forever()
