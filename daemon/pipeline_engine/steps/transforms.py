@@ -17,14 +17,13 @@ from typing import Any
 import jmespath
 import regex
 import trio
-from jmespath import functions
 from jmespath.exceptions import JMESPathError
 
 from pipeline_engine.errors import ErrorCode, StepError
 from pipeline_engine.jsontext import JsonTextError, dumps_compact, loads_strict
 from pipeline_engine.models import MapOperation, ParseFormat, ReduceOperation, StepConfig
 from pipeline_engine.renderer import Renderer
-from pipeline_engine.steps.growth import growth_of
+from pipeline_engine.steps.growth import Search, TooMuchError, growth_of
 from pipeline_engine.steps.records import csv_rows, jsonl_values, logfmt_record, text_lines
 
 Item = Mapping[str, Any]
@@ -37,7 +36,8 @@ PATTERN_SECONDS = 10.0  # for a pattern in a worker thread
 #: that is.
 MAX_GROWTH = 1_000
 FREE_GROWTH = 16
-MAX_GROWN_CHARS = 64 * 1024 * 1024  # that may come of it beyond FREE_GROWTH
+#: That may come of the input beyond FREE_GROWTH, and of all that the expression adds: keys, literals, what it writes.
+MAX_GROWN_CHARS = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +84,13 @@ async def apply_map(
             return await _run(work, size=growth * len(item["text"]), workers=workers)
 
 
-def _mapped(config: StepConfig, item: Item) -> MapOutput:
+def _mapped(config: StepConfig, item: Item, most: int) -> MapOutput:
     match config.map:
         case MapOperation.IDENTITY:
             return _unchanged(item)
         case MapOperation.SELECT:
             _check_growth(config.expression or "", [item])
-            return _of_value(_search(config.expression or "", item["json"], item))
+            return _of_value(_applied(_search(config.expression or "", most), item["json"], item))
         case MapOperation.PARSE:
             return MapOutput(item["text"], _parsed(item, config.format), has_json=True)
         case _:
@@ -111,12 +111,20 @@ async def _found(pattern: str, item: Item, workers: trio.CapacityLimiter) -> reg
             raise StepError(ErrorCode.TIMEOUT, words) from exc
 
 
-async def _run(work: Callable[[], MapOutput], *, size: int, workers: trio.CapacityLimiter) -> MapOutput:
-    """Work on, or making, so many characters: at once when they are few, else in a thread, so that it holds nobody up."""
+async def _run(work: Callable[[int], MapOutput], *, size: int, workers: trio.CapacityLimiter) -> MapOutput:
+    """Work on, or making, so many characters: at once when they are few, else in a thread, so that it holds nobody up.
+
+    `work` is told how much a JMESPath expression may add to its input. Raises StepError where that is not enough.
+    """
     if size <= INLINE_CHARS:
         await trio.lowlevel.checkpoint()
-        return work()
-    return await trio.to_thread.run_sync(work, limiter=workers)
+        with suppress(TooMuchError):
+            return work(INLINE_CHARS)
+    try:
+        return await trio.to_thread.run_sync(work, MAX_GROWN_CHARS, limiter=workers)
+    except TooMuchError as exc:
+        words = f"the expression makes too much of its input; at most {MAX_GROWN_CHARS} characters are allowed"
+        raise StepError(ErrorCode.OUTPUT_INVALID, words) from exc
 
 
 async def apply_reduce(
@@ -149,7 +157,7 @@ async def apply_reduce(
     return await _run(partial(_reduced, config, items), size=growth * size, workers=workers)
 
 
-def _reduced(config: StepConfig, items: Sequence[Item]) -> MapOutput:
+def _reduced(config: StepConfig, items: Sequence[Item], most: int) -> MapOutput:
     if config.by is not None:
         _check_growth(config.by, items)
     match config.reduce:
@@ -161,9 +169,10 @@ def _reduced(config: StepConfig, items: Sequence[Item]) -> MapOutput:
         case ReduceOperation.MERGE:
             return _of_value(_merged(items))
         case ReduceOperation.COUNT_BY:
-            return _of_value(_counted(config.by or "@", items))
+            return _of_value(_counted(_search(config.by or "@", most), items))
         case ReduceOperation.TOP:
-            return _of_value(_top(config.by, config.n or DEFAULT_TOP, items))
+            by = None if config.by is None else _search(config.by, most)
+            return _of_value(_top(by, config.n or DEFAULT_TOP, items))
         case _:
             raise ValueError(f"config.reduce is {config.reduce}")
 
@@ -177,21 +186,6 @@ def check_jmespath(expression: str) -> str | None:
     if growth > MAX_GROWTH:
         return f"multiplies its input up to {growth} times; at most {MAX_GROWTH} are allowed"
     return None
-
-
-class _Functions(functions.Functions):
-    """JMESPath's; `join` is the one that can multiply one part of the input with another."""
-
-    @functions.signature({"types": ["string"]}, {"types": ["array-string"]})
-    def _func_join(self, separator: str, texts: list[str]) -> str:
-        separators = len(separator) * len(texts)
-        given = len(separator) + len(texts) + sum(map(len, texts))
-        if separators > INLINE_CHARS and separators > FREE_GROWTH * given:
-            raise JMESPathError(f"join would make more than {FREE_GROWTH} times as much of its {given} characters")
-        return separator.join(texts)
-
-
-_OPTIONS = jmespath.Options(custom_functions=_Functions())
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +219,15 @@ def _check_growth(expression: str, items: Sequence[Item]) -> None:
         raise StepError(ErrorCode.OUTPUT_INVALID, f"{words}; at most {MAX_GROWN_CHARS} characters are allowed")
 
 
-def _search(expression: str, value: object, item: Item) -> Any:
+def _search(expression: str, most: int) -> Search:
+    """To apply the expression; what it adds to its input may become so many characters in the result."""
+    compiled = _compiled(expression)
+    return Search(compiled.parsed.parsed, most=most // compiled.growth)
+
+
+def _applied(search: Search, value: object, item: Item) -> Any:
     try:
-        return _compiled(expression).parsed.search(value, options=_OPTIONS)
+        return search.apply(value)
     except (JMESPathError, RecursionError, ArithmeticError, TypeError, ValueError) as exc:
         # The last three are what its functions let through: ceil of an infinite number, contains of unlike things.
         message = f"the expression cannot be applied to {item['label']}: {_first_line(exc)}"
@@ -306,18 +306,18 @@ def _merged(items: Sequence[Item]) -> dict[str, Any]:
     return merged
 
 
-def _counted(by: str, items: Sequence[Item]) -> dict[str, int]:
-    counts = Counter(_as_text(_search(by, element, item)) for element, item in _elements(items))
+def _counted(by: Search, items: Sequence[Item]) -> dict[str, int]:
+    counts = Counter(_as_text(_applied(by, element, item)) for element, item in _elements(items))
     return dict(sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])))
 
 
-def _top(by: str | None, n: int, items: Sequence[Item]) -> list[Any]:
+def _top(by: Search | None, n: int, items: Sequence[Item]) -> list[Any]:
     ranked: list[tuple[float, Any]] = []
     for element, item in _elements(items):
         if by is None and isinstance(element, dict):
             entries = [({"key": key, "count": count}, count) for key, count in element.items()]
         else:
-            entries = [(element, element if by is None else _search(by, element, item))]
+            entries = [(element, element if by is None else _applied(by, element, item))]
         for shown, value in entries:
             if value is not None:
                 ranked.append((_number(value, item), shown))

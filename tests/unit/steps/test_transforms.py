@@ -4,10 +4,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jmespath
 import pytest
 import trio
 
 from pipeline_engine.errors import ErrorCode, StepError, TemplateError
+from pipeline_engine.jsontext import dumps_compact
 from pipeline_engine.models import MapOperation, ParseFormat, ReduceOperation, StepConfig
 from pipeline_engine.renderer import Renderer
 from pipeline_engine.steps import transforms
@@ -227,14 +229,93 @@ def test_jmespath_may_multiply_a_small_input() -> None:
 
 
 @pytest.mark.parametrize(
-    "expression", ["ceil(to_number('inf'))", "floor(to_number('nan'))", "contains('a', `1`)", "join(@.glue, @.texts)"]
+    "expression", ["ceil(to_number('inf'))", "floor(to_number('nan'))", "contains('a', `1`)", "join(',', `[1]`)"]
 )
 def test_a_value_that_jmespath_functions_cannot_take_is_invalid(expression: str) -> None:
     assert check_jmespath(expression) is None
-    given = item("x", {"glue": "-" * 1_000, "texts": [""] * 10_000})
     with pytest.raises(StepError, match="cannot be applied to source 1") as refused:
-        mapped(MapOperation.SELECT, given, expression=expression)
+        mapped(MapOperation.SELECT, item("x", {}), expression=expression)
     assert refused.value.code is ErrorCode.OUTPUT_INVALID
+
+
+def nested_to_string(levels: int) -> str:
+    return "to_string([" * levels + "@" + "])" * levels
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("join(@.glue, @.texts)", {"glue": "-" * 1_000, "texts": [""] * 10_000}),
+        (nested_to_string(24), '"'),
+        ("[*]." + nested_to_string(8), [""] * 2_000),
+        ('[*].[`"' + "x" * 955 + '"`]', [0] * 2_000),
+        ("[*].['" + "x" * 60_000 + "'][]", [0] * 20),
+        ("map(&'" + "x" * 60_000 + "', @)", [0] * 20),
+        ("[*].{" + "x" * 1_000 + ": @}", [0] * 2_000),
+        ("[*]." + "[" * 100 + "@" + "]" * 100, [0] * 1_000),
+        ("[*].[" + ",".join(f"a{i}" for i in range(200)) + "]", [{}] * 1_000),
+        ("[*].ceil(@)", [1e308] * 12_000),
+        ("[*].type(@) | [" + ",".join("@" * 15) + "]", [0] * 10_000),
+    ],
+)
+def test_what_an_expression_adds_to_its_input_is_bounded(
+    expression: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transforms, "MAX_GROWN_CHARS", 1_000_000)
+    assert check_jmespath(expression) is None
+    with pytest.raises(StepError, match="makes too much of its input; at most 1000000 characters") as refused:
+        mapped(MapOperation.SELECT, item("x", value), expression=expression)
+    assert refused.value.code is ErrorCode.OUTPUT_INVALID
+
+
+def test_what_is_added_to_all_elements_of_a_reduce_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transforms, "MAX_GROWN_CHARS", 1_000_000)
+    elements = [item(str(n), n) for n in range(1_100)]
+    by = "join('', ['" + "0" * 955 + "', to_string(@)])"
+    for operation in (ReduceOperation.COUNT_BY, ReduceOperation.TOP):
+        reduced(operation, elements[:400], by=by)
+        with pytest.raises(StepError, match="makes too much"):
+            reduced(operation, elements, by=by)
+
+
+def test_what_an_expression_adds_is_made_in_a_thread_unless_it_is_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[object] = []
+    run_sync = trio.to_thread.run_sync
+
+    async def counted(*args: Any, **options: Any) -> Any:
+        threads.append(args)
+        return await run_sync(*args, **options)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", counted)
+    for elements, count in ((10, 0), (100, 1)):
+        output = mapped(MapOperation.SELECT, item("x", [0] * elements), expression="[*].['" + "x" * 1_000 + "'][]")
+        assert output is not None
+        assert output.json == ["x" * 1_000] * elements
+        assert len(threads) == count
+
+
+MANY_FIELDS = "items[].{" + ", ".join(f"field_{i}: meta.field_{i}" for i in range(20)) + "}"
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        (MANY_FIELDS, {"items": [{"meta": {f"field_{i}": f"value {i}" for i in range(20)}}] * 10_000}),
+        ("[*].{name: a, kind: 'x'}", [{"a": 1}] * 400_000),
+        ("[?contains(`" + dumps_compact([f"name {i}" for i in range(1_000)]) + "`, @)]", ["name 1", "b"] * 100_000),
+        ("[?@ == '" + "x" * 1_000 + "']", ["name 1", "b"] * 100_000),
+    ],
+)
+def test_ordinary_selections_of_some_megabytes_are_made(expression: str, value: object) -> None:
+    output = mapped(MapOperation.SELECT, item(dumps_compact(value), value), expression=expression)
+    assert output is not None
+
+
+@pytest.mark.parametrize("value", [{"a": ["\u00e9", '"', 1.5, None]}, [], "text", True])
+def test_to_string_writes_what_jmespath_writes(value: object) -> None:
+    output = mapped(MapOperation.SELECT, item("x", value), expression="to_string(@)")
+    assert output is not None
+    assert output.text == jmespath.search("to_string(@)", value)
 
 
 def test_join_takes_any_separator_for_a_text_of_usual_length() -> None:
