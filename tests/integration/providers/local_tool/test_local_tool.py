@@ -267,8 +267,8 @@ async def test_a_missing_directory_is_named(provider: LocalToolProvider) -> None
     assert "its directory '/nonexistent/directory' cannot be entered" in error.message
 
 
-async def test_a_scratch_directory_that_cannot_be_made_fails_the_tool() -> None:
-    provider = LocalToolProvider(environment=os.environ, scratch_root="/nonexistent")
+async def test_a_scratch_directory_that_cannot_be_made_fails_the_tool(tmp_path: Path) -> None:
+    provider = LocalToolProvider(environment=os.environ, scratch_root=str(tmp_path / "missing"))
     error, _ = await fail(provider, make_call("cat"))
     assert "no scratch directory could be made" in error.message
 
