@@ -2,8 +2,9 @@
 
 Only what models are known to get wrong is mended: trailing commas, single quotes, Python's True, False and None, raw
 line breaks inside texts. Nothing is guessed: an answer that was cut off, or that holds two different values, has none,
-and neither a piece of a broken document nor what stands before one, a draft, is its value. Only references of prose,
-`[1]`, give way to others. All work is linear in the length of the answer.
+and a piece of a broken document is never its value. What is whole stays the value whatever prose, code or broken
+examples follow, unless the answer is cut off there: then it was a draft. Only references of prose, `[1]`, give way to
+others. All work is linear in the length of the answer.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _START = re.compile(
 #: A key without quotes is also how prose and code begin what they never close. Each is looked at to the end of the text.
 _MAX_UNCLOSED_KEYS = 4
 
+_INTERVAL = re.compile(r"""\[[^,"'{}\[\]\n]+,[^,"'{}\[\]\n]+\)""")
 _REFERENCE = re.compile(r"\[(?: |\s*\d{1,3}(?:\s*,\s*\d{1,3}){0,3}\s*)\]")  # or the box of a list of tasks
 _SUBSCRIPT = re.compile(r"(?<=[A-Za-z0-9_])\[[^,{}\[\]]*\]")
 _BESIDE_REFERENCES = "[]0123456789, \t\r"
@@ -106,9 +108,10 @@ class _Rank(IntEnum):
     """Where a value stands; those of the first rank that has any count."""
 
     FENCED = 0  # the whole of a code fence
-    AROUND = 1
-    WITHIN = 2  # among something else in a code fence, or in one of code: examples are there
-    REFERENCE = 3
+    CODE = 1  # the whole of a fence of Python or JavaScript with no value before it
+    AROUND = 2
+    WITHIN = 3  # among something else in a code fence, or a later one of code: examples are there
+    REFERENCE = 4
 
 
 class _Candidates:
@@ -117,35 +120,61 @@ class _Candidates:
     def __init__(self, loads: Callable[[str], Any]) -> None:
         self._loads = loads
         self._ranks: dict[_Rank, dict[str, Any]] = {rank: {} for rank in _Rank}
+        self._doubtful: set[tuple[_Rank, str]] = set()
+        self._is_object_missed = False
         self.error: ValueError | None = None
         self.broken: AnswerError | None = None
 
     @property
     def values(self) -> dict[str, Any]:
-        return next((values for values in self._ranks.values() if values), {})
+        for rank, values in self._ranks.items():
+            if any((rank, key) not in self._doubtful for key in values):
+                return values
+        return {}
+
+    def has_any(self, rank: _Rank) -> bool:
+        return bool(self._ranks[rank])
 
     def only_value(self) -> Any:
         if len(self.values) > 1:
             raise AnswerError("the answer has more than one JSON value; exactly one is wanted")
         return next(iter(self.values.values()))
 
-    def add(self, piece: str, rank: _Rank) -> bool:
+    def add(self, piece: str, rank: _Rank, *, is_doubtful: bool = False) -> bool:
         """Whether the piece as a whole is a value."""
         try:
             value = self._loads(piece.strip())
         except JsonTextError as exc:
             self.error = exc
             return False
-        values = self._ranks[rank]
-        if len(values) < 2:
-            values[dumps_compact(value)] = value
+        key, values = dumps_compact(value), self._ranks[rank]
+        if key not in values and len(values) < 2:
+            values[key] = value
+            if is_doubtful:
+                self._doubtful.add((rank, key))
         return True
 
-    def forget(self, broken: AnswerError) -> None:
-        """A broken document came: what stood before it was a draft."""
+    def add_piece(self, piece: str, rank: _Rank, *, is_first: bool = False) -> bool:
+        """Add a piece that stands among something else; whether it is a value.
+
+        Behind an object that was no JSON, a list without objects is most likely a reference, or belongs to what explains
+        it: it is no value of its own. Keys without quotes are how prose and code begin, unless all begins with them.
+        """
+        is_doubtful = self._is_object_missed and "{" not in piece and rank is not _Rank.CODE
+        if self.add(piece, rank, is_doubtful=is_doubtful):
+            return True
+        start = _START.match(piece)
+        if piece.startswith("{") and start is not None and (is_first or not start["key"]):
+            self._is_object_missed = True
+        return False
+
+    def miss(self, broken: AnswerError, *, is_draft_before: bool = False) -> None:
+        """A broken document came. Where it is the last thing an answer says, what stood before it was a draft."""
         self.broken = broken
-        for values in self._ranks.values():
-            values.clear()
+        self._is_object_missed = True
+        if is_draft_before:
+            for values in self._ranks.values():
+                values.clear()
 
 
 def _candidates(text: str, loads: Callable[[str], Any], *, is_cut: bool) -> _Candidates:
@@ -157,41 +186,51 @@ def _candidates(text: str, loads: Callable[[str], Any], *, is_cut: bool) -> _Can
     found = _Candidates(loads)
     end = _end_of_first(text)
     if end:
-        found.add(text[:end], _rank_around(text, 0, end))
+        found.add_piece(text[:end], _rank_around(text, 0, end), is_first=True)
     for block in _blocks(text[end:]):
         if is_cut and not block.is_closed and block.is_json:
             raise AnswerError("the JSON in the answer is cut off: its code fence is never closed")
+        if block.language is not None:
+            _add_fenced(found, block, is_cut=is_cut)
+            continue
         try:
-            if block.language is None:
-                for start, end in _extents(block.text, is_cut=is_cut):
-                    found.add(block.text[start:end], _rank_around(block.text, start, end))
-            else:
-                _add_fenced(found, block, is_cut=is_cut)
+            for start, end in _extents(block.text, is_cut=is_cut):
+                found.add_piece(block.text[start:end], _rank_around(block.text, start, end))
         except AnswerError as exc:
             if is_cut:
                 raise
-            found.forget(exc)
+            found.miss(exc)
     return found
 
 
 def _add_fenced(found: _Candidates, block: _Block, *, is_cut: bool) -> None:
-    """Add the value that a code fence is, or else the values in it. Raises AnswerError when it is JSON and broken."""
-    text, is_code = block.text.strip(), block.language in _CODE_FENCES
-    if found.add(text, _Rank.WITHIN if is_code else _Rank.FENCED) or is_code:
+    """Add the value that a code fence is, or else the values in it, none if it is JSON and broken.
+
+    Raises AnswerError when something in it is never closed, in a text that was cut.
+    """
+    text = block.text.strip()
+    if block.language in _CODE_FENCES:
+        found.add_piece(text, _Rank.WITHIN if found.has_any(_Rank.AROUND) else _Rank.CODE)
         return
+    if found.add(text, _Rank.FENCED):
+        return
+    is_draft_before = is_cut or (not block.is_closed and block.language in _JSON_FENCES)
     try:
         end = _end_of_first(text)
         pieces = [text[start:stop] for start, stop in _extents(text, end, is_cut=is_cut)]
     except AnswerError as exc:
-        if is_cut or block.is_json:
+        if is_cut:
             raise
-        found.error = exc
+        if block.is_json:
+            found.miss(exc, is_draft_before=is_draft_before)
+        else:
+            found.error = exc
         return
-    if end and not found.add(text[:end], _Rank.WITHIN) and block.is_json:
-        found.forget(AnswerError(f"the answer is not JSON: {found.error}"))
+    if end and not found.add_piece(text[:end], _Rank.WITHIN, is_first=True) and block.is_json:
+        found.miss(AnswerError(f"the answer is not JSON: {found.error}"), is_draft_before=is_draft_before)
         return
     for piece in pieces:
-        found.add(piece, _Rank.WITHIN)
+        found.add_piece(piece, _Rank.WITHIN)
 
 
 def _rank_around(text: str, start: int, end: int) -> _Rank:
@@ -321,8 +360,11 @@ def _extents(text: str, position: int = 0, *, is_cut: bool = False) -> Iterator[
 
 
 def _end_of_first(text: str) -> int:
-    """The offset behind the bracket that closes the one which the text begins with, 0 if it begins with none."""
-    return _closing(text, 0) if text[:1] in ("{", "[") else 0
+    """The offset behind the bracket that closes the one which the text begins with, 0 if it begins with none.
+
+    An interval, `[0, n)`, is prose.
+    """
+    return _closing(text, 0) if text[:1] in ("{", "[") and not _INTERVAL.match(text) else 0
 
 
 def _closing(text: str, start: int) -> int:

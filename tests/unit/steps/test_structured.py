@@ -71,6 +71,16 @@ AS_IT_STANDS: list[tuple[str, object]] = [
     ('```json\n{"a": 2, "b\n```\nCorrected:\n```json\n{"a":1}\n```', {"a": 1}),
     ('Schema:\n```json\n{"a": <number>}\n```\n{"a":1}', {"a": 1}),
     ('```json\n{"a":1}\n```\nThe model:\n```\n{x} and {y: 1}\n```', {"a": 1}),
+    ('First:\n```json\n{"a":1}\n```\nCorrected:\n```json\n{"a": 2, "b\n```', {"a": 1}),
+    ('First:\n```json\n{"a":1}\n```\nCorrected:\n```\n{"a": NaN}\n```', {"a": 1}),
+    ('First: {"a":1}\nCorrected:\n```json\n{"a": 2, "b\n```', {"a": 1}),
+    ('First:\n```json\n{"a":1}\n```\nCorrected: {"a": 2, "b', {"a": 1}),
+    ('```python\n{"a":1}\n```\nwhere ["x", "y"] are the tags', {"a": 1}),
+    ('[2024-01-01, 2024-12-31) it is:\n```json\n{"a":1}\n```', {"a": 1}),
+    ('Format: {"a": <int>}\n```json\n["x"]\n```', ["x"]),
+    ('Format: {"a": <int>}\n```python\n["x"]\n```', ["x"]),
+    ('Format: {"a": <int>}\nThe tags: [{"a":1}]', [{"a": 1}]),
+    ('Of {name: "x"} come ["x", "y"]', ["x", "y"]),
     ('Use {"a" as the key:\n```json\n{"a":1}\n```', {"a": 1}),
 ]
 MENDED: list[tuple[str, object]] = [
@@ -122,15 +132,21 @@ UNPARSED = [
     'Here: {“a”: {"b":1}}',
     'Here: {my-key: {"b":1}}',
     'Here: [NaN, {"b":1}]',
-    'First:\n```json\n{"a":1}\n```\nCorrected:\n```json\n{"a": 2, "b\n```',
     'First:\n```json\n{"a":1}\n```\nCorrected:\n```json\n{"a": 2, "b',
-    'First:\n```json\n{"a":1}\n```\nCorrected:\n```\n{"a": NaN}\n```',
-    'First:\n```json\n{"a":1}\n```\nCorrected: {"a": 2, "b',
-    'First: {"a":1}\nCorrected:\n```json\n{"a": 2, "b\n```',
     '{"a":1}<think>better</think>{"a": 2, "b',
     "prose " + "{a: " * 20 + '{"a":1}',
     'of [1]: {"a":1} {"b":2}',
     '{a: {"b": 1}}',
+    '```json\n{"a": "he said "hi""}\n```\nSee [1].',
+    '```json\n{"a": 1, "b": [1,2}\n```\nTags: ["x"]',
+    '```python\n{"a": "he said "hi""}\n```\nSee [1].',
+    '{"a": "he said "hi" ok"}\nSource: [1]',
+    'Result: {"a": "he said "hi" ok"}\nSource: [1]',
+    'Result: {"a": "5" pipe"}\n```text\nlog\n```\nSource: [1]',
+    '{"a": 1, ...}\nwhere ["x", "y"] are the tags',
+    '{a: 1, b: 2}\nwhere ["x", "y"] are the tags',
+    '{"a": 1, ...}\nwhere ["x"] and ["y"] are the tags',
+    '["x"] or {"a": <int>} or ["y"]',
     "[" * 100_000,
     "[" * 100_000 + "]" * 100_000,
 ]
@@ -143,6 +159,8 @@ CUT: list[tuple[str, object]] = [
     ('First draft:\n```json\n{"a": 1}\n```\nCorrected: {a: 2, b', None),
     ('```json\n{"a": 1}', None),
     ('{"a": 1}<think>better</think>{"a": 2, "b', None),
+    ('```json\n{"a": 1}\n```\nIndices run over [0, len(', None),
+    ('```json\n{"a": 1}\n```\nCorrected:\n```json\n{"a": NaN}\n```\nThis is', None),
     ('```json\n{"a": 1,}\n```\nThis is', {"a": 1}),
     ('```json\n{"a": 1,}```\nThis is', {"a": 1}),
     ('```json\n{"a": 1, // c\n}\n```\nWithout the comment:\n```json\n{"a": 1}\n```\nThis is', {"a": 1}),
@@ -172,11 +190,42 @@ PIECES = [
     ],
 ]
 
+#: What models write behind the value: none of it is another value, and none of it shows that the value was a draft.
+BEHIND = [
+    "Note: the pattern `[\"']` matches quotes.",
+    "The range is [-π, π).",
+    "Indices run over [0, len(s)).",
+    "It covers [2024-01-01, 2024-12-31).",
+    'JSON objects begin with `{"`.',
+    "See x[1:",
+    "The log:\n```text\n[2024-01-01 10:00:00] ERROR it failed\n```",
+    "The log:\n```\n[12:30:45] ERROR disk full\n```",
+    'Run:\n```\n[ "$x" = 1 ] && echo ok\n```',
+    "Run:\n```\n[ -f x && echo it's\n```",
+    "```\n[-] todo\n```",
+    "```\n{# comment #}\n```",
+    "In Python:\n```\n{'a': 1}\n```",
+    'The format:\n```json\n{"a": <int>}\n```',
+    'With comments:\n```jsonc\n{\n  // it\'s the count\n  "a": 1\n}\n```',
+    'You can extend it:\n```json\n{"a": 1, ...}\n```',
+    'The format is {"a": <int>}, see [1].',
+]
+
 
 @pytest.mark.parametrize(("raw", "value"), AS_IT_STANDS)
 def test_a_right_value_is_found_in_what_surrounds_it(raw: str, value: object) -> None:
     assert parse_strict(raw) == value
     assert parse_loose(raw) == (True, value)
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+@pytest.mark.parametrize(
+    "value", ['```json\n{"a": 1}\n```', '```\n{"a": 1}\n```', '{"a": 1}', 'Here is the JSON: {"a": 1}']
+)
+def test_what_follows_the_value_does_not_void_it(value: str, behind: str) -> None:
+    raw = f"{value}\n\n{behind}"
+    assert parse_strict(raw) == {"a": 1}
+    assert parse_loose(raw) == (True, {"a": 1})
 
 
 @pytest.mark.parametrize(("raw", "value"), MENDED)
