@@ -10,7 +10,7 @@ others. All work is linear in the length of the answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -36,6 +36,8 @@ _START = re.compile(
 )
 #: A key without quotes is also how prose and code begin what they never close. Each is looked at to the end of the text.
 _MAX_UNCLOSED_KEYS = 4
+#: Behind each block of reasoning the JSON texts are looked for anew, maybe to the end of the text.
+_MAX_RESTARTS = 4
 
 _INTERVAL = re.compile(r"""\[[^,"'{}\[\]\n]+,[^,"'{}\[\]\n]+\)""")
 _REFERENCE = re.compile(r"\[(?: |\s*\d{1,3}(?:\s*,\s*\d{1,3}){0,3}\s*)\]")  # or the box of a list of tasks
@@ -93,15 +95,56 @@ def _parse(text: str, loads: Callable[[str], Any], *, is_cut: bool = False) -> A
         return loads(text)
     except JsonTextError as exc:
         reason = f"the answer is not JSON: {exc}"
-    for part in _outside_reasoning(text):
+    parts = _outside_reasoning(text)
+    try:
+        found = _first_found(parts, loads, reason, is_cut=is_cut)
+    except AnswerError:
+        if text[0] in "{[":
+            raise  # the tags and fences in it are content
+        found = _behind_stray_quotes(text, parts, loads, is_cut=is_cut)
+        if not found.values:
+            raise
+    return found.only_value()
+
+
+def _first_found(parts: list[str], loads: Callable[[str], Any], reason: str, *, is_cut: bool) -> _Candidates:
+    """The values of the first part that has any. Raises AnswerError, with the reason if no part tells a better one."""
+    for part in parts:
         found = _candidates(part.strip(), loads, is_cut=is_cut)
         if found.values:
-            return found.only_value()
+            return found
         if found.broken is not None:
             raise found.broken
         if found.error is not None:
             reason = f"the answer is not JSON: {found.error}"
     raise AnswerError(reason)
+
+
+def _behind_stray_quotes(text: str, parts: list[str], loads: Callable[[str], Any], *, is_cut: bool) -> _Candidates:
+    """The values where a quote that prose or reasoning leaves open does not hide tags and fences.
+
+    Those behind the last closing tag, or else those that are the whole of a fence.
+    """
+    closings = [tag for tag in _THINK.finditer(text) if tag["closing"]]
+    part = text[closings[-1].end() :] if closings else text
+    opening = _THINK.search(part)
+    part = (part[: opening.start()] if opening else part).strip()
+    if part and part not in (other.strip() for other in parts):
+        with suppress(AnswerError):
+            found = _candidates(part, loads, is_cut=is_cut)
+            if found.values:
+                return found
+    found = _Candidates(loads)
+    fences = list(_FENCE.finditer(part))
+    if is_cut or part[:1] in ("{", "[") or len(fences) == sum(1 for _ in _marks(_FENCE, part)):
+        return found
+    for block in _blocks(part, fences):
+        if block.language is None:
+            continue
+        is_value = found.add(block.text, _Rank.CODE if block.language in _CODE_FENCES else _Rank.FENCED)
+        if not is_value and not block.is_closed and block.language in _JSON_FENCES:
+            return _Candidates(loads)  # the value that was meant is the one that is never closed
+    return found
 
 
 class _Rank(IntEnum):
@@ -187,7 +230,8 @@ def _candidates(text: str, loads: Callable[[str], Any], *, is_cut: bool) -> _Can
     end = _end_of_first(text)
     if end:
         found.add_piece(text[:end], _rank_around(text, 0, end), is_first=True)
-    for block in _blocks(text[end:]):
+    rest = text[end:]
+    for block in _blocks(rest, _marks(_FENCE, rest)):
         if is_cut and not block.is_closed and block.is_json:
             raise AnswerError("the JSON in the answer is cut off: its code fence is never closed")
         if block.language is not None:
@@ -253,7 +297,11 @@ def _outside_reasoning(text: str) -> list[str]:
     parts: list[str] = []
     start = 0
     is_reasoning = False
-    for tag in _marks(_THINK, text):
+    restarts = 0
+    contents = _Contents(text)
+    for tag in _THINK.finditer(text):
+        if not is_reasoning and restarts <= _MAX_RESTARTS and tag.start() in contents:
+            continue
         if not tag["closing"]:
             if not is_reasoning:
                 parts.append(text[start : tag.start()])
@@ -261,6 +309,8 @@ def _outside_reasoning(text: str) -> list[str]:
             continue
         if not is_reasoning:
             parts.clear()  # models leave the opening tag out, so whatever precedes a closing one is reasoning
+        elif (restarts := restarts + 1) <= _MAX_RESTARTS:
+            contents = _Contents(text, tag.end())  # reasoning leaves quotes open; they must not reach into the answer
         is_reasoning = False
         start = tag.end()
     if not is_reasoning:  # else the block never ends: all of it is reasoning
@@ -287,11 +337,11 @@ class _Block:
         return start is not None and not start["key"]
 
 
-def _blocks(text: str) -> Iterator[_Block]:
-    """The code fences that may hold JSON and what stands around all fences, in their order."""
+def _blocks(text: str, fences: Iterable[re.Match[str]]) -> Iterator[_Block]:
+    """The code fences that may hold JSON and what stands around all fences, in their order; `fences` are their ends."""
     language: str | None = None
     start = 0
-    for fence in _marks(_FENCE, text):
+    for fence in fences:
         info = fence["info"]
         if info is None and language is None:
             continue  # only a block ends on the line of its value
@@ -313,20 +363,28 @@ def _blocks(text: str) -> Iterator[_Block]:
 
 def _marks(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
     """The matches of the pattern in a text, without those inside of JSON texts: there they are content."""
-    quoted = _quoted(text)
-    nothing = (len(text), len(text) + 1)
-    start, end = 0, 0
-    for match in pattern.finditer(text):
-        while end <= match.start():
-            start, end = next(quoted, nothing)
-        if match.start() < start:
-            yield match
+    contents = _Contents(text)
+    return (match for match in pattern.finditer(text) if match.start() not in contents)
 
 
-def _quoted(text: str) -> Iterator[tuple[int, int]]:
-    """Where the JSON texts in `spans` begin and end; none behind a piece that is not closed."""
+class _Contents:
+    """The offsets inside of the JSON texts from `position` on, to be asked for in rising order."""
+
+    def __init__(self, text: str, position: int = 0) -> None:
+        self._quoted = _quoted(text, position)
+        self._nothing = (len(text), len(text) + 1)
+        self._begin, self._end = 0, 0
+
+    def __contains__(self, offset: int) -> bool:
+        while self._end <= offset:
+            self._begin, self._end = next(self._quoted, self._nothing)
+        return self._begin <= offset
+
+
+def _quoted(text: str, position: int) -> Iterator[tuple[int, int]]:
+    """Where the JSON texts in `spans` begin and end, from `position` on; none behind a piece that is not closed."""
     with suppress(AnswerError):
-        for start, stop in _extents(text):
+        for start, stop in _extents(text, position):
             for character, begin, end in _tokens(text, start):
                 if begin >= stop:
                     break

@@ -81,6 +81,14 @@ AS_IT_STANDS: list[tuple[str, object]] = [
     ('Format: {"a": <int>}\n```python\n["x"]\n```', ["x"]),
     ('Format: {"a": <int>}\nThe tags: [{"a":1}]', [{"a": 1}]),
     ('Of {name: "x"} come ["x", "y"]', ["x", "y"]),
+    ('It begins with `{"`.\n```json\n{"a":1}\n```\nIt ends with `"}`.', {"a": 1}),
+    ('It begins with `{"`.\n```json\n{"a":"5\\""}', {"a": '5"'}),
+    ('It begins with `{"`.\n```python\n{"a":1}\n```\nIt ends with `"}`.', {"a": 1}),
+    ('<think>The user wants {"a": 5". Hmm.</think>\n{"a": 1, "size": "5\\""}', {"a": 1, "size": '5"'}),
+    ('The user wants {"a": 5". Hmm.</think>\n{"a": 1, "size": "5 \\" or 6\\""}', {"a": 1, "size": '5 " or 6"'}),
+    ('<think>Schema: {"a: 1} ok</think>\n```json\n{"a":1}\n```\nThe 3" pipe.}', {"a": 1}),
+    ('{"a":0} <think>Or {"a: 1} ok</think>\n```json\n{"a":1}\n```\nThe 3" pipe.}', {"a": 1}),
+    ('<think>{"a: 0}</think>so<think>{"b: 1}</think>\n{"a":"</think>","b":"5\\""}', {"a": "</think>", "b": '5"'}),
     ('Use {"a" as the key:\n```json\n{"a":1}\n```', {"a": 1}),
 ]
 MENDED: list[tuple[str, object]] = [
@@ -147,6 +155,9 @@ UNPARSED = [
     '{a: 1, b: 2}\nwhere ["x", "y"] are the tags',
     '{"a": 1, ...}\nwhere ["x"] and ["y"] are the tags',
     '["x"] or {"a": <int>} or ["y"]',
+    'It begins with `{"`.\n```json\n{"a":2}\n```\nIt ends with `"}`.\n```json\n{b',
+    'x {"a":"</think>","b":NaN}',
+    'x {"a":"</think> [1]"} {"b":2}',
     "[" * 100_000,
     "[" * 100_000 + "]" * 100_000,
 ]
@@ -187,6 +198,11 @@ PIECES = [
         "x[1]",
         "```json\n{",
         "```\nx [1]\n```\n",
+        "<think></think>{",
+        "<think>{</think>",
+        '<think>{"</think>',
+        'x {"</think>"} ',
+        'x {"\n```json\n[1]\n```\n"} ',
     ],
 ]
 
@@ -197,6 +213,7 @@ BEHIND = [
     "Indices run over [0, len(s)).",
     "It covers [2024-01-01, 2024-12-31).",
     'JSON objects begin with `{"`.',
+    'They begin with `{"` and end with `"}`.',
     "See x[1:",
     "The log:\n```text\n[2024-01-01 10:00:00] ERROR it failed\n```",
     "The log:\n```\n[12:30:45] ERROR disk full\n```",
