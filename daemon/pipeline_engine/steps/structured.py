@@ -1,7 +1,6 @@
-"""JSON in the answers of models: finding it and, where that is allowed, mending it.
+"""JSON in the answers of models: finding it, among thinking, code fences, prose and examples.
 
-Only what models are known to get wrong is mended: trailing commas, single quotes, Python's True, False and None, raw
-line breaks inside texts. Nothing is guessed: an answer that was cut off, or that holds two different values, has none,
+Nothing is guessed: an answer that was cut off, or that holds two different values, has none,
 and a piece of a broken document is never its value. What is whole stays the value whatever prose, code or broken
 examples follow, unless the answer is cut off there: then it was a draft. Only references of prose, `[1]`, give way to
 others. All work is linear in the length of the answer.
@@ -17,6 +16,7 @@ from enum import IntEnum
 from typing import Any
 
 from pipeline_engine.jsontext import JsonTextError, dumps_compact, loads_strict
+from pipeline_engine.steps.json_mending import loads_mended
 
 _THINK = re.compile(r"<(?P<closing>/?)think(?:ing)?>", re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t]*```+(?P<info>[^`\n]*)$|(?<=[}\]])[ \t]*```+[ \t\r]*$", re.MULTILINE)
@@ -49,15 +49,6 @@ _DOUBLE_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _SINGLE_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*+'", re.DOTALL)
 _CLOSES = {"}": "{", "]": "["}
 
-_MENDED = re.compile(
-    r"""(?P<double>"(?:[^"\\]|\\.)*+")|(?P<single>'(?:[^'\\]|\\.)*+')|(?P<comma>,(?=\s*+[}\]]))"""
-    r"""|\b(?P<literal>True|False|None)\b|(?P<stray>["'\\])""",
-    re.DOTALL,
-)
-_CONTROL = re.compile(r"[\x00-\x1f]")
-_SINGLE_INNER = re.compile(r"""\\'|"|\\.""", re.DOTALL)
-_LITERALS = {"True": "true", "False": "false", "None": "null"}
-
 
 class AnswerError(ValueError):
     """An answer without exactly one usable JSON value; says why, in words that help the model to do better."""
@@ -78,7 +69,7 @@ def parse_loose(text: str, *, is_cut: bool = False) -> tuple[bool, Any]:
     where JSON or its code fence is never closed: the value that was meant is the one that is missing.
     """
     try:
-        value = _parse(text, _loads_mended, is_cut=is_cut)
+        value = _parse(text, loads_mended, is_cut=is_cut)
     except AnswerError:
         return False, None
     if is_cut and isinstance(value, int | float) and not isinstance(value, bool):
@@ -464,36 +455,3 @@ def _value_may_start(text: str, offset: int) -> bool:
     while before >= 0 and text[before] in " \t\r\n":
         before -= 1
     return before >= 0 and text[before] in "{[,:"
-
-
-def _loads_mended(text: str) -> Any:
-    try:
-        return loads_strict(text)
-    except JsonTextError:
-        if text[:1] not in ("{", "["):
-            raise
-        return loads_strict(_MENDED.sub(_mended, text))
-
-
-def _mended(match: re.Match[str]) -> str:
-    token = match.group()
-    match match.lastgroup:
-        case "double":
-            return _CONTROL.sub(_escaped, token)
-        case "single":
-            return '"' + _CONTROL.sub(_escaped, _SINGLE_INNER.sub(_requoted, token[1:-1])) + '"'
-        case "comma":
-            return ""
-        case "stray":
-            # Looking on would try a text at each of the quotes that follow, and each time to the end.
-            raise JsonTextError("a quote or a backslash stands outside of its texts, or a text is never closed")
-        case _:
-            return _LITERALS[token]
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return f"\\u{ord(match.group()):04x}"
-
-
-def _requoted(match: re.Match[str]) -> str:
-    return {"\\'": "'", '"': '\\"'}.get(match.group(), match.group())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline_engine.jsontext import loads_strict
-from pipeline_engine.steps import structured
+from pipeline_engine.steps import json_mending, structured
 from pipeline_engine.steps.structured import AnswerError, parse_loose, parse_strict
 
 AS_IT_STANDS: list[tuple[str, object]] = [
@@ -276,6 +276,7 @@ def test_work_grows_with_the_length_alone(piece: str, monkeypatch: pytest.Monkey
         return loads(text)
 
     monkeypatch.setattr(structured, "loads_strict", counted)
+    monkeypatch.setattr(json_mending, "loads_strict", counted)
     text = piece * (200_000 // len(piece))
     parse_loose(text)
     # The whole twice, as it is and mended, and then each piece of it: as a fenced block, and by its brackets.
