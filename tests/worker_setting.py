@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
 
 from pipeline_engine import worker_process
+from pipeline_engine.worker_processes import WorkerProcesses, open_worker_processes
 
 
 def children() -> set[int]:
@@ -16,6 +18,15 @@ def children() -> set[int]:
         with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
             found |= set(map(int, (task / "children").read_text(encoding="ascii").split()))
     return found
+
+
+@asynccontextmanager
+async def opened_processes() -> AsyncIterator[WorkerProcesses]:
+    """Worker processes of which none is left at the end."""
+    before = children()
+    async with open_worker_processes() as processes:
+        yield processes
+    assert children() <= before
 
 
 async def new_child(before: set[int]) -> int:

@@ -205,9 +205,9 @@ class Catalog:
         definitions = [*self.pipelines.put_by_clients(), *self._left_out.values()]
         moving = [repr(one.type) for one in definitions if sends_headers_elsewhere(one, before, profile)]
         if moving:
-            why = (
-                "would lead to another server" if before is not None else "led nobody knows where before it was removed"
-            )
+            why = "would lead to another server"
+            if before is None:
+                why = "is not there now, so it is not known which server it led to"
             raise ConflictError(
                 f"the profile {profile.id!r} {why}, and steps of these pipelines have headers for it, which would go "
                 f"along: {', '.join(moving)}; put them without these headers before, or remove them"

@@ -16,11 +16,6 @@ class RegisteredPipeline:
     definition: PipelineDef
     origin: str
 
-    @property
-    def is_fixed(self) -> bool:
-        """True when the API may not change it."""
-        return self.origin != "api"
-
 
 class Pipelines:
     """Definitions by type. What a file defines goes before what a client has put under the same type."""

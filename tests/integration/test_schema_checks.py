@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
-from tests.worker_setting import children, program_with
+from tests.worker_setting import opened_processes, program_with
 
 from pipeline_engine.loop_lag import BOUNDS, LoopLag
 from pipeline_engine.steps.schema_checks import find_faults
-from pipeline_engine.worker_processes import WorkerProcesses, open_worker_processes
 
 SLOW = "^(a+)+$"
 SLOW_FOR_REGEX = r"^(x|xx)+(?<!z)y|^((x+)*)*\d$"
@@ -20,16 +17,8 @@ VICTIM = "a" * 40 + "!"
 DOUBLING = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)} | {"d40": {"type": "string"}}
 
 
-@asynccontextmanager
-async def opened() -> AsyncIterator[WorkerProcesses]:
-    before = children()
-    async with open_worker_processes() as processes:
-        yield processes
-    assert children() <= before
-
-
 async def test_a_heavy_check_finds_what_a_light_one_does() -> None:
-    async with opened() as processes:
+    async with opened_processes() as processes:
         heavy = {"properties": {"name": {"pattern": "^[A-Z]"}, "n": {"type": "integer"}}, "required": ["n"]}
         light = {"properties": {"n": {"type": "integer"}}, "required": ["n"]}
         for value in ({"name": "Ada", "n": 1}, {"name": "Ada", "n": "x"}, {"name": "Ada"}):
@@ -57,7 +46,7 @@ async def test_a_check_that_takes_for_ever_fails_the_value_and_holds_up_nothing(
     monkeypatch.setattr("pipeline_engine.worker_processes._PROGRAM", program_with("CPU_SECONDS = 1"))
     lag = LoopLag()
     trio.lowlevel.add_instrument(lag)
-    async with opened() as processes:
+    async with opened_processes() as processes:
         faults = await find_faults(value, schema, processes=processes)
         assert faults == ["$: the check takes more processor time than one may have"]
         assert await find_faults("A", {"pattern": "^[A-Z]"}, processes=processes) == []

@@ -30,7 +30,7 @@ from pipeline_engine.cli.display import (
     printable,
 )
 from pipeline_engine.cli.likely_mistakes import warn, warn_of_mistakes
-from pipeline_engine.cli.sources import complete_file, parse_option, parse_sources
+from pipeline_engine.cli.sources import job_input, parse_option, parse_sources
 from pipeline_engine.config import Config
 from pipeline_engine.config_loader import load_config
 from pipeline_engine.decoding import to_json
@@ -46,17 +46,7 @@ EXIT_CODES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.CANCELLED: 
 
 
 @click.command()
-@click.argument("pipeline", metavar="FILE-or-TYPE", shell_complete=complete_file)
-@click.option(
-    "--source",
-    "-s",
-    "sources",
-    multiple=True,
-    metavar="KIND:LABEL=FILE",
-    shell_complete=complete_file,
-    help="An input; - is standard input.",
-)
-@click.option("--option", "-o", "options", multiple=True, metavar="NAME=VALUE", help="An option; JSON, or else a text.")
+@job_input
 @click.option("--dry-run", is_flag=True, help="Render the prompts and walk the steps, but call nobody.")
 @click.option("--json", "as_json", is_flag=True, help='Print {"job"} instead of the results.')
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")

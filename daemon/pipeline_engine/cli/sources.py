@@ -1,10 +1,10 @@
-"""Sources, options and labels from the command line."""
+"""The pipeline, sources, options and labels of a job from the command line."""
 
 from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,27 @@ from pipeline_engine.models import Source
 def complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG001
     """Let the shell complete names of files, as it does for the part behind the `=` of a source too."""
     return [CompletionItem(incomplete, type="file")]
+
+
+def job_input(command: Callable[..., None]) -> Callable[..., None]:
+    """What a command takes that starts a job: `pipeline`, `sources` and `options`."""
+    for decorate in (
+        click.option(
+            "--option", "-o", "options", multiple=True, metavar="NAME=VALUE", help="An option; JSON, or else a text."
+        ),
+        click.option(
+            "--source",
+            "-s",
+            "sources",
+            multiple=True,
+            metavar="KIND:LABEL=FILE",
+            shell_complete=complete_file,
+            help="An input; - is standard input.",
+        ),
+        click.argument("pipeline", metavar="FILE-or-TYPE", shell_complete=complete_file),
+    ):  # the last one is the first of the help
+        command = decorate(command)
+    return command
 
 
 def parse_sources(texts: Sequence[str]) -> list[Source]:

@@ -22,24 +22,14 @@ from pipeline_engine.cli.client import (
 from pipeline_engine.cli.definition_files import FileDefinition, is_file, read_definition, refusals_located
 from pipeline_engine.cli.follow import choose_display, print_results, show_events
 from pipeline_engine.cli.likely_mistakes import warn_of_mistakes
-from pipeline_engine.cli.sources import complete_file, parse_label, parse_option, parse_sources
+from pipeline_engine.cli.sources import job_input, parse_label, parse_option, parse_sources
 from pipeline_engine.decoding import try_decode
 from pipeline_engine.models import PipelineDef
 from pipeline_engine_sdk import Job, NotFound, PayloadTooLarge, PipelineEngineClient
 
 
 @click.command()
-@click.argument("pipeline", metavar="FILE-or-TYPE", shell_complete=complete_file)
-@click.option(
-    "--source",
-    "-s",
-    "sources",
-    multiple=True,
-    metavar="KIND:LABEL=FILE",
-    shell_complete=complete_file,
-    help="An input; - is standard input.",
-)
-@click.option("--option", "-o", "options", multiple=True, metavar="NAME=VALUE", help="An option; JSON, or else a text.")
+@job_input
 @click.option("--label", "-l", "labels", multiple=True, metavar="NAME=VALUE", help="A label to find the job by.")
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher runs earlier.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), help="Seconds the job may take.")

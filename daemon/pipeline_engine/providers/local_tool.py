@@ -217,9 +217,7 @@ async def _answer(
     if limit is not None and _OUT_OF_MEMORY.search(stderr.text):
         message += f": it ran out of memory, of which it may have {limit} bytes (extra.max_memory_bytes)"
     elif target.sandbox is not False and "permission denied" in stderr.text.lower():
-        message += (
-            "; if it was denied a file: it may write to what sandbox.writable names, and not read the daemon's own"
-        )
+        message += "; a tool may write to its scratch directory and to what sandbox.writable names, and not read the daemon's files"
     raise StepError(ErrorCode.TOOL_FAILED, message, details={"exit_code": exit_code, **details})
 
 

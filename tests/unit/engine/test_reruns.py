@@ -1,0 +1,199 @@
+"""Running a job again: what is reused, what is taken over, and what is refused. Virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+import trio
+from tests.engine_setting import Script, ScriptedRegistry, job_request, llm, open_setting, statuses, texts
+from trio.testing import MockClock
+
+from pipeline_engine.decoding import decode
+from pipeline_engine.errors import ErrorCode, InvalidRequestError, NotFoundError, ProviderError
+from pipeline_engine.models import (
+    Job,
+    JobId,
+    JobInput,
+    JobMode,
+    JobRequest,
+    JobStatus,
+    Limits,
+    PipelineDef,
+    RerunRequest,
+    Source,
+    StepId,
+)
+from pipeline_engine.pipelines import RegisteredPipeline
+
+BAD = ProviderError(ErrorCode.PROVIDER_ERROR, "bad")
+
+STEPS = [
+    llm("a", "A"),
+    llm("b", "echo", depends_on=["a"], prompt={"user": "b:{{ previous.a[0].text }}:{{ sources[0].content }}"}),
+    llm("c", "echo", depends_on=["b"], prompt={"user": "c:{{ previous.b[0].text }}"}),
+    llm("side", "A"),
+]
+
+
+def rerun_registry() -> ScriptedRegistry:
+    return ScriptedRegistry({"A": [Script(tokens="A")], "echo": [Script(echo=True)]})
+
+
+async def test_a_rerun_reuses_all_that_is_not_downstream(autojump_clock: MockClock) -> None:
+    registry = rerun_registry()
+    async with open_setting(registry=registry) as setting:
+        parent = await setting.run(STEPS, ["1"], labels={"k": "v"}, priority=7)
+        registry.calls.clear()
+        job = await setting.engine.rerun(parent.id, RerunRequest(from_step_id=StepId("b"), reuse_upstream=True))
+        job = await setting.engine.wait(job.id)
+        assert (job.parent_job_id, job.mode, job.rerun_from_step) == (parent.id, JobMode.RERUN, "b")
+        assert (job.labels, job.priority) == ({"k": "v"}, 7)
+        assert statuses(job) == {"a": "skipped", "b": "success", "c": "success", "side": "skipped"}
+        assert texts(job) == ["A", "b:A:1", "c:b:A:1", "A"]
+        assert len(registry.calls) == 2
+        reused = {execution.step_id: execution.reused_from for execution in job.step_executions or ()}
+        assert reused == {"a": parent.id, "b": None, "c": None, "side": parent.id}
+        completed = [e["data"]["step_id"] for e in setting.stored_events(job.id) if e["event"] == "item_completed"]
+        assert sorted(completed) == ["a", "b", "c", "side"]
+        await setting.engine.delete(parent.id)
+        again = await setting.engine.rerun(job.id, RerunRequest(from_step_id=StepId("c"), reuse_upstream=True))
+        assert texts(await setting.engine.wait(again.id)) == texts(job)
+
+
+async def test_a_rerun_by_a_request_takes_over_what_the_request_does_not_say(autojump_clock: MockClock) -> None:
+    settings = {
+        "labels": {"k": "v"},
+        "priority": 7,
+        "timeout_s": 60,
+        "limits": {"max_provider_calls": 50, "max_total_tokens": 900},
+    }
+    async with open_setting(registry=rerun_registry()) as setting:
+        parent = await setting.run(STEPS, ["1"], **settings)
+
+        async def rerun(**request: Any) -> Job:
+            return await setting.engine.submit(decode({"parent_job_id": parent.id, **request}, JobRequest))
+
+        same = await rerun()
+        assert (same.labels, same.priority, same.timeout_s, same.dry_run) == ({"k": "v"}, 7, 60, False)
+        assert same.limits == Limits(max_provider_calls=50, max_total_tokens=900)
+        other = await rerun(
+            labels={"k": "w"}, priority=0, timeout_s=5, limits={"max_total_tokens": 10}, dry_run=True, mode="sync"
+        )
+        assert (other.labels, other.priority, other.timeout_s, other.dry_run) == ({"k": "w"}, 0, 5, True)
+        assert other.limits == Limits(max_provider_calls=50, max_total_tokens=10)
+
+
+async def test_a_dry_run_is_run_again_in_earnest_but_not_reused(autojump_clock: MockClock) -> None:
+    registry = rerun_registry()
+    async with open_setting(registry=registry) as setting:
+        parent = await setting.run(STEPS, ["1"], dry_run=True)
+        request = {"parent_job_id": parent.id, "dry_run": False}
+        job = await setting.engine.submit(decode(request, JobRequest))
+        assert texts(await setting.engine.wait(job.id)) == ["A", "b:A:1", "c:b:A:1", "A"]
+        with pytest.raises(InvalidRequestError, match=r"reuse_upstream: .* was a dry run"):
+            await setting.engine.submit(decode({**request, "reuse_upstream": True}, JobRequest))
+        again = await setting.engine.rerun(parent.id, RerunRequest(reuse_upstream=True))
+        assert again.dry_run
+
+
+@pytest.mark.parametrize("request_", [{"mode": "rerun"}, {"from_step_id": "a"}, {"reuse_upstream": True}])
+async def test_what_only_a_rerun_has_needs_a_parent(autojump_clock: MockClock, request_: dict[str, Any]) -> None:
+    async with open_setting() as setting:
+        with pytest.raises(InvalidRequestError, match=f"^{next(iter(request_))}: .*needs parent_job_id"):
+            await setting.submit([llm("a")], **request_)
+
+
+async def test_input_that_does_not_fit_a_rerun_is_named_as_it_was_sent_or_as_the_parents(
+    autojump_clock: MockClock,
+) -> None:
+    definition = {"type": "p.v1", "steps": [llm("a")]}
+    given = {"options": {"language": "en"}}
+    async with open_setting() as setting:
+        setting.pipelines.put(decode(definition, PipelineDef))
+        parent = await setting.engine.submit(decode({"pipeline_type": "p.v1", "input": given}, JobRequest))
+        await setting.engine.wait(parent.id)
+        strict = {**definition, "options_schema": {"required": ["tone"]}}
+        setting.pipelines.put(decode(strict, PipelineDef))
+
+        async def fault_of(call: Awaitable[Job]) -> str:
+            with pytest.raises(InvalidRequestError) as caught:
+                await call
+            return caught.value.message
+
+        def by_request(**request: Any) -> Awaitable[Job]:
+            asked = {"parent_job_id": parent.id, "pipeline_type": "p.v1", **request}
+            return setting.engine.submit(decode(asked, JobRequest))
+
+        def by_rerun(**request: Any) -> Awaitable[Job]:
+            return setting.engine.rerun(parent.id, decode(request, RerunRequest))
+
+        words, whose = "$: 'tone' is a required property", f"in the input of the parent {parent.id}: "
+        assert await fault_of(by_request(input=given)) == f"input.options: {words}"
+        assert await fault_of(by_request()) == f"input.options: {whose}{words}"
+        assert await fault_of(by_rerun(override_input=given)) == f"override_input.options: {words}"
+        assert await fault_of(by_rerun()) == f"override_input.options: {whose}{words}"
+
+
+async def test_a_rerun_with_other_input_and_without_reuse(autojump_clock: MockClock) -> None:
+    registry = rerun_registry()
+    async with open_setting(registry=registry) as setting:
+        parent = await setting.run(STEPS, ["1"])
+        other = JobInput(sources=[Source(content="2")])
+        request = RerunRequest(from_step_id=StepId("b"), reuse_upstream=True, override_input=other)
+        job = await setting.engine.wait((await setting.engine.rerun(parent.id, request)).id)
+        assert texts(job, "c") == ["c:b:A:2"]
+        registry.calls.clear()
+        job = await setting.engine.wait((await setting.engine.rerun(parent.id, RerunRequest())).id)
+        assert set(statuses(job).values()) == {"success"}
+        assert len(registry.calls) == 4
+        with pytest.raises(InvalidRequestError, match="ghost"):
+            await setting.engine.rerun(parent.id, RerunRequest(from_step_id=StepId("ghost")))
+        with pytest.raises(NotFoundError):
+            await setting.engine.rerun(JobId("job_none"), RerunRequest())
+
+
+async def test_only_what_failed_runs_again_and_finished_items_do_not(autojump_clock: MockClock) -> None:
+    """The third item failed after its neighbours were done: they are taken over, each in its place."""
+    answers = [Script(tokens=name, first=1) for name in "013"]
+    answers.insert(2, Script(tokens=(), first=2, error=BAD))
+    registry = ScriptedRegistry({"m": [*answers, Script(tokens="2")]})
+    async with open_setting(registry=registry) as setting:
+        parent = await setting.run([llm("f", "m", mode="fanout")], ["a", "b", "c", "d"])
+        assert parent.status is JobStatus.FAILED
+        registry.calls.clear()
+        job = await setting.engine.rerun(parent.id, RerunRequest(reuse_upstream=True))
+        job = await setting.engine.wait(job.id)
+        assert job.status is JobStatus.SUCCEEDED
+        assert texts(job) == ["0", "1", "2", "3"]
+        assert registry.prompts == ["c"]
+        completed = [e["data"] for e in setting.stored_events(job.id) if e["event"] == "item_completed"]
+        assert [item["shard_key"] for item in completed] == ["f-0", "f-1", "f-3", "f-2"]
+
+
+async def test_a_corrected_definition_is_used_unless_the_same_is_asked_for(autojump_clock: MockClock) -> None:
+    def registered(prompt: str) -> RegisteredPipeline:
+        request = job_request([llm("a", "A"), llm("b", "echo", depends_on=["a"], prompt={"user": prompt})])
+        assert request.pipeline is not None
+        return RegisteredPipeline(request.pipeline, "test")
+
+    async with open_setting(registry=rerun_registry(), pipelines=[registered("old")]) as setting:
+        parent = await setting.engine.submit(JobRequest(pipeline_type="test.v1"))
+        await setting.engine.wait(parent.id)
+        setting.pipelines.replace_fixed([registered("new {{ previous.a[0].text }}")])
+        for pipeline, text in (("latest", "new A"), ("same", "old")):
+            request = RerunRequest(from_step_id=StepId("b"), reuse_upstream=True, pipeline=pipeline)  # type: ignore[arg-type]
+            job = await setting.engine.rerun(parent.id, request)
+            assert texts(await setting.engine.wait(job.id), "b") == [text]
+
+
+async def test_a_parent_that_still_runs_can_be_rerun(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"A": [Script(tokens="A")], "slow": [Script(first=100), Script(tokens="B")]})
+    async with open_setting(registry=registry) as setting:
+        parent = await setting.submit([llm("a", "A"), llm("b", "slow", depends_on=["a"])])
+        await trio.sleep(1)
+        job = await setting.engine.rerun(parent.id, RerunRequest(reuse_upstream=True))
+        job = await setting.engine.wait(job.id)
+        assert statuses(job) == {"a": "skipped", "b": "success"}
+        assert (await setting.engine.get_job(parent.id)).status is JobStatus.RUNNING
