@@ -78,7 +78,19 @@ class Stage:
         page.add_init_script("window.hacks = 0; window.hacked = () => { window.hacks += 1; };")
 
     def open(self, path: str = "/jobs") -> None:
-        self.page.goto(f"{self.daemon.url}/ui/#{path}")
+        with self.leaving():
+            self.page.goto(f"{self.daemon.url}/ui/#{path}")
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Waits at its end until the view that was there at its start is gone: another may hold the same words."""
+        self.page.evaluate("document.querySelector('.view')?.setAttribute('data-left', '')")
+        yield
+        self.page.locator(".view:not([data-left])").wait_for(state="attached")
+
+    def follow(self, link: str) -> None:
+        with self.leaving():
+            self.page.get_by_role("link", name=link).click()
 
     def submit(self, **request: Any) -> str:
         options = {"words": 3, **request.pop("options", {})}
@@ -336,13 +348,13 @@ def test_the_other_pages_tell_of_pipelines_providers_and_health(page: Page, tmp_
         job = stage.submit()
         until(lambda: stage.client.get_job(job).status == "succeeded")
         stage.open("/pipelines")
-        page.get_by_role("link", name="greet.v1").click()
+        stage.follow("greet.v1")
         page.locator("svg.graph .node").nth(2).wait_for()
         stage.sees("Greeting", "table")
-        page.get_by_role("link", name="Providers").click()
+        stage.follow("Providers")
         stage.sees("kept", "table")
         assert "sk-canary" not in page.content()
-        page.get_by_role("link", name="Status").click()
+        stage.follow("Status")
         stage.sees("openai", "table")
         assert page.get_by_role("link", name="Status").get_attribute("aria-current") == "page"
 
