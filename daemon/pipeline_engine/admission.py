@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import copy
 import secrets
 import time
+from typing import Any
+
+import msgspec
 
 from pipeline_engine.definitions import DefinitionChecker
 from pipeline_engine.errors import InvalidRequestError, Problem, UnavailableError
@@ -62,19 +66,21 @@ class Admission:
         if problems:
             raise InvalidRequestError(problems)
 
-    async def check_input(
+    async def complete_input(
         self,
         definition: PipelineDef,
         job_input: JobInput,
         *,
         path: str = "input",
         inherited_from: JobId | None = None,
-    ) -> None:
-        """Raises InvalidRequestError for bytes that are not base64, and for options that we or the pipeline refuse.
+    ) -> JobInput:
+        """The input with the defaults of the pipeline's `options_schema` for options that are missing.
 
+        Raises InvalidRequestError for bytes that are not base64, and for options that we or the pipeline refuse.
         `path` is where the request has the input, or could have another than that of the job that it inherits it from.
         Raises UnavailableError when the options cannot be checked now.
         """
+        job_input = _with_defaults(job_input, definition.options_schema)
         problems = []
         for index, source in enumerate(job_input.sources):
             where = f"{path}.sources[{index}]"
@@ -100,6 +106,7 @@ class Admission:
             problems = [Problem(problem.path, f"{words}: {problem.message}") for problem in problems]
         if problems:
             raise InvalidRequestError(problems)
+        return job_input
 
     def new_job(
         self,
@@ -174,6 +181,20 @@ class Admission:
         number = self._last_stamp << 80 | secrets.randbits(80)
         digits = [_DIGITS[number >> shift & 31] for shift in range(125, -1, -5)]
         return JobId("job_" + "".join(digits))
+
+
+def _with_defaults(job_input: JobInput, schema: dict[str, Any] | None) -> JobInput:
+    """With the `default` of each property that the schema itself has one for, and the options have not."""
+    properties = None if schema is None else schema.get("properties")
+    if not isinstance(properties, dict):
+        return job_input
+    options = dict(job_input.options)
+    for name, declared in properties.items():
+        if name not in options and isinstance(declared, dict) and "default" in declared:
+            options[name] = copy.deepcopy(
+                declared["default"]
+            )  # a handler of this job may change it, and not the next's
+    return msgspec.structs.replace(job_input, options=options)
 
 
 def _merged(asked: Limits | None, own: Limits | None) -> Limits | None:

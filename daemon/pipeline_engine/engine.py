@@ -245,10 +245,10 @@ class Engine:
                 return await self._rerun_by_request(request, idempotency, trace)
             self.admission.check_no_rerun(request)
             definition = self.admission.definition_of(request)
-            await self.admission.check_input(definition, request.input)
+            job_input = await self.admission.complete_input(definition, request.input)
             job = self.admission.new_job(
                 definition,
-                request.input,
+                job_input,
                 mode=request.mode,
                 priority=request.priority or 0,
                 labels=request.labels,
@@ -301,7 +301,7 @@ class Engine:
         job_input = request.override_input or parent.job_input
         inherited_from = parent_id if request.override_input is None else None
         path = "override_input" if asked is None else "input"
-        await self.admission.check_input(definition, job_input, path=path, inherited_from=inherited_from)
+        job_input = await self.admission.complete_input(definition, job_input, path=path, inherited_from=inherited_from)
         job = self.admission.new_rerun(parent.job, definition, job_input, request, asked=asked)
         plan = await self._access.call(partial(plan_rerun, parent, definition, request, job_id=job.id))
         try:

@@ -102,7 +102,7 @@ FIELDS: dict[type, dict[str, str]] = {
         "version": "Default: `1`.",
         "description": "For people.",
         "timeout_s": _SECONDS_OF_JOB,
-        "options_schema": "A JSON Schema (draft 2020-12) for the `options` of the input.",
+        "options_schema": "A JSON Schema (draft 2020-12) for the `options` of the input. An option that is missing gets the `default` of its property.",
     },
     models.StepDef: {
         "id": "Unique in the pipeline: letters, digits, `_` and `-`, 64 at most.",

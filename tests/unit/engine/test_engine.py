@@ -196,6 +196,34 @@ async def test_what_cannot_run_is_refused_before_anything_is_stored(autojump_clo
         assert (await setting.engine.list_jobs(JobFilter()))[0] == []
 
 
+async def test_defaults_of_the_options_schema_stand_in_for_options_that_are_missing(autojump_clock: MockClock) -> None:
+    declared = {
+        "tone": {"type": "string", "default": "plain"},
+        "words": {"type": "integer", "default": 3},
+        "max_tokens": {"default": 7},
+        "named": {"type": "string"},
+        "any": True,
+    }
+    schema = {"type": "object", "properties": declared, "required": ["tone", "words"]}
+    said = "{{ options.tone }}, {{ options.words }}: {{ options.named is defined }}"
+    registry = ScriptedRegistry()
+    async with open_setting(registry=registry) as setting:
+        step = llm("a", prompt={"user": said})
+        job = await setting.run([step], options={"words": 5}, pipeline={"options_schema": schema})
+        [call] = registry.calls
+        assert call.messages[-1].content == "plain, 5: false"
+        assert call.max_tokens == 7
+        assert job.input is not None
+        assert job.input.options == {"words": 5, "tone": "plain", "max_tokens": 7}
+
+
+async def test_a_default_that_does_not_fit_is_refused_with_the_job_that_would_get_it(autojump_clock: MockClock) -> None:
+    schema = {"properties": {"words": {"type": "integer", "default": "three"}}}
+    async with open_setting() as setting:
+        with pytest.raises(InvalidRequestError, match=r"input\.options: \$\.words: 'three' is not of type 'integer'"):
+            await setting.submit([llm("a")], pipeline={"options_schema": schema})
+
+
 @pytest.mark.parametrize(("given", "sent"), [(12, 12), (12.0, 12), (0, 0), (None, None), ("", None)])
 async def test_the_limit_of_tokens_is_sent_as_a_whole_number(
     autojump_clock: MockClock, given: object, sent: int | None

@@ -136,6 +136,23 @@ async def test_input_that_does_not_fit_a_rerun_is_named_as_it_was_sent_or_as_the
         assert await fault_of(by_rerun()) == f"override_input.options: {whose}{words}"
 
 
+async def test_a_rerun_gets_the_defaults_of_options_that_the_definition_has_got_since(
+    autojump_clock: MockClock,
+) -> None:
+    registry = ScriptedRegistry()
+    definition = {"type": "p.v1", "steps": [llm("a", prompt={"user": "{{ options.tone | default('none') }}"})]}
+    async with open_setting(registry=registry) as setting:
+        setting.pipelines.put(decode(definition, PipelineDef))
+        parent = await setting.engine.submit(JobRequest(pipeline_type="p.v1"))
+        await setting.engine.wait(parent.id)
+        schema = {"properties": {"tone": {"default": "warm"}}}
+        setting.pipelines.put(decode({**definition, "options_schema": schema}, PipelineDef))
+        for pipeline in ("latest", "same"):
+            again = await setting.engine.rerun(parent.id, decode({"pipeline": pipeline}, RerunRequest))
+            await setting.engine.wait(again.id)
+        assert [call.messages[-1].content for call in registry.calls] == ["none", "warm", "none"]
+
+
 async def test_a_rerun_with_other_input_and_without_reuse(autojump_clock: MockClock) -> None:
     registry = rerun_registry()
     async with open_setting(registry=registry) as setting:
