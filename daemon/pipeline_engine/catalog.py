@@ -153,6 +153,10 @@ class Catalog:
                 self.registry.put(self._in_force(profile))
             return self._in_force(profile)
 
+    def put_profile_of(self, profile_id: str) -> ProviderProfile | None:
+        """What clients have put under this id, whether it is in force or a file's profile stands before it."""
+        return self._put_profiles.get(profile_id)
+
     def _with_known_secrets(self, profile: ProviderProfile) -> ProviderProfile:
         known = self._put_profiles.get(profile.id)
         if known is not None and not _same_origin(known, profile):

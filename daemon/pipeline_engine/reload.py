@@ -111,17 +111,20 @@ class Reloader:
     async def _use_good_files(self) -> None:
         config, local = self._config, self._local
 
-        def profile(profile_id: str) -> ProviderProfile | None:
-            return config.providers.get(profile_id) or local.registry.get(profile_id)
+        origins = profile_origins(config)
 
-        # Against the profiles as they will be, and those that clients have put.
+        def profile(profile_id: str) -> ProviderProfile | None:
+            # As it will be, not as it is: this very reload may remove it.
+            put = None if profile_id in origins else local.catalog.put_profile_of(profile_id)
+            return put or config.providers.get(profile_id)
+
         checker = dataclasses.replace(local.checker, profiles=profile)
         pipelines, loaded = await trio.to_thread.run_sync(configured_pipelines, config, checker, limiter=self._limiter)
         kept = self._kept(loaded)
         self._definitions = {**loaded.definitions, **kept}
         local.catalog.use_configuration(
             profiles=config.providers.values(),
-            origins=profile_origins(config),
+            origins=origins,
             pipelines=[*pipelines, *(RegisteredPipeline(one.definition, str(one.file)) for one in kept.values())],
             broken_files=[error.message.partition("\n")[0] for error in loaded.errors.values()],
         )

@@ -234,6 +234,20 @@ async def test_a_profile_and_a_definition_that_needs_it_may_come_together(tmp_pa
         assert (setting.version_of("p.v1"), setting.version_of("q.v1")) == ("1", "1")
 
 
+async def test_a_profile_that_goes_is_missed_by_the_definitions_that_need_it_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_setting(tmp_path) as setting:
+        write(setting.config_file, PROFILE % "m")
+        write(setting.pipelines / "p.yaml", definition("1", profile="mine"))
+        await setting.reloader.reload()
+        assert caplog.text == ""
+        write(setting.config_file, "")
+        await setting.reloader.reload()
+        assert "there is no provider profile 'mine'" in caplog.text
+        assert setting.version_of("p.v1") == "1"
+
+
 async def test_a_bad_configuration_changes_nothing_but_definitions_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -118,9 +118,16 @@ class ModelServer:
                 await self._until_useless(running)
                 self._forget(start)
         except ProviderError as exc:
-            start.error = exc
-            start.settled.set()
-            self._forget(start)
+            self._fail(start, exc)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours must end its calls, and not the daemon
+            _log.exception("the model server %s failed", self.settings.name)
+            message = f"the model server {self.settings.name} could not be run: {type(exc).__name__}: {exc}"
+            self._fail(start, ProviderError(ErrorCode.PROVIDER_UNREACHABLE, message))
+
+    def _fail(self, start: _Start, error: ProviderError) -> None:
+        start.error = error
+        start.settled.set()
+        self._forget(start)
 
     def _forget(self, start: _Start) -> None:
         """From here on a call begins a new start, which comes when this one's process is gone."""

@@ -185,10 +185,15 @@ async def _check_unused(ready: str) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Raises ProviderError."""
+    try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            return port
+    except OSError as exc:
+        message = f"no port could be found for the model server: {exc.strerror}"
+        raise ProviderError(ErrorCode.PROVIDER_UNREACHABLE, message, retryable=True) from exc
 
 
 def _ended(name: str, exit_code: int, output: Tail, *, when: str) -> ProviderError:

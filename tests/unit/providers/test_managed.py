@@ -29,7 +29,7 @@ class FakeServer:
 
     def __init__(self) -> None:
         self.history: list[tuple[str, float]] = []
-        self.failure: ProviderError | None = None
+        self.failure: Exception | None = None
         self.died = trio.Event()
 
     @asynccontextmanager
@@ -145,6 +145,19 @@ async def test_a_failed_start_fails_all_who_wait_and_the_next_call_tries_again(
     assert len(fake.history) == 1
     assert errors[0] is not errors[1]
     assert [error.details for error in errors] == [{"stderr": "x"}] * 2
+    fake.failure = None
+    assert await use(server) == 4711
+
+
+async def test_a_fault_of_ours_in_a_start_fails_its_calls_and_not_the_daemon(
+    servers: ModelServers, fake: FakeServer, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = servers.acquire(SETTINGS)
+    fake.failure = UnicodeError("label too long")
+    with pytest.raises(ProviderError, match="could not be run: UnicodeError: label too long") as caught:
+        await use(server)
+    assert not caught.value.retryable
+    assert "Traceback" in caplog.text
     fake.failure = None
     assert await use(server) == 4711
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -163,6 +166,23 @@ def test_a_sweep_keeps_what_is_used_held_or_being_written(files: ArtifactFiles, 
     assert names_in(tmp_path) == {used, held, draft.sha256}
     assert not files.path(lost).exists()
     assert files.used_bytes == len(b"used" + b"held" + b"more")
+
+
+def test_two_who_save_the_same_bytes_at_once_are_counted_once(
+    files: ArtifactFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both_looked = threading.Barrier(2)
+    replace = Path.replace
+
+    def replace_when_both_have_looked(self: Path, target: Path) -> Path:
+        with suppress(threading.BrokenBarrierError):  # if only one of them can come here at a time
+            both_looked.wait(0.1)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_when_both_have_looked)
+    with ThreadPoolExecutor(2) as pool:
+        assert len({*pool.map(lambda job_id: files.save(b"abc", job_id=job_id), [ONE, TWO])}) == 1
+    assert files.used_bytes == 3
 
 
 def test_a_file_that_cannot_be_removed_is_told_of_and_counted(
