@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -116,7 +116,7 @@ class Answer:
         """Read what little may follow the end mark, so that the connection can be used again."""
         if self._raw.is_complete():
             return
-        with trio.move_on_after(DRAIN_TIMEOUT):
+        with trio.move_on_after(within_time_left(DRAIN_TIMEOUT)), suppress(ProviderError):
             while await self._raw.receive():
                 pass
 
@@ -150,6 +150,14 @@ class Answer:
     @property
     def _address(self) -> str:
         return without_query(self._target.base_uri)
+
+
+def within_time_left(seconds: float) -> float:
+    """So many seconds, or half of those that are left, for a wait that must not void what is there already: it ends
+    before a timeout of the call, the step or the job does.
+    """
+    left = trio.current_effective_deadline() - trio.current_time()
+    return max(0.0, min(seconds, left / 2))
 
 
 def _headers(target: Target, accept: str, *, has_body: bool) -> dict[str, str]:

@@ -15,12 +15,12 @@ from pipeline_engine.providers.base import Chunk, Completion, Operation, Provide
 from pipeline_engine.providers.embeddings import ordered_vectors
 from pipeline_engine.providers.failures import AnsweredError
 from pipeline_engine.providers.framing import SseDecoder, SseEvent
-from pipeline_engine.providers.http import Answer, post_json
+from pipeline_engine.providers.http import Answer, post_json, within_time_left
 from pipeline_engine.providers.openai_chat import ChatAnswer, chat_body
 from pipeline_engine.providers.transport import HttpClient
 from pipeline_engine.providers.usage import usage_of
 
-#: Seconds to wait for the usage and the end mark behind the finish reason; the answer is whole without them.
+#: Seconds to wait at most for the usage and the end mark behind the finish reason; the answer is whole without them.
 TAIL_TIMEOUT = 5.0
 
 Batches = AsyncGenerator[list[Chunk | Completion]]
@@ -91,10 +91,7 @@ async def _events(answer: Answer, chat: ChatAnswer) -> Batches:
     """The chunks of a stream as they arrive; an empty batch is a sign of life."""
     decoder = SseDecoder()
     last_lines: list[bytes] = []
-    while not chat.ended:
-        lines = await _next_lines(answer, chat)
-        if lines is None:
-            break
+    while not chat.is_whole and (lines := await answer.receive_lines()) is not None:
         last_lines = lines or last_lines
         batch: list[Chunk | Completion] = []
         for event in decoder.feed(lines):
@@ -102,23 +99,28 @@ async def _events(answer: Answer, chat: ChatAnswer) -> Batches:
         yield batch
     if not chat.is_whole and (last := decoder.flush()):
         yield [*_feed_last(chat, last)]
+    while not chat.ended and (chunks := await _tail(answer, chat, decoder)):
+        yield [*chunks]
     if not chat.began:
         raise answer.protocol_error("is no stream of events", raw=b"\n".join(last_lines))
     if chat.ended:
         await answer.drain()
 
 
-async def _next_lines(answer: Answer, chat: ChatAnswer) -> list[bytes] | None:
-    """The next lines; None at the end, and when nothing follows an answer that is whole."""
-    if not chat.is_whole:
-        return await answer.receive_lines()
-    with trio.move_on_after(TAIL_TIMEOUT):
-        try:
-            return await answer.receive_lines()
-        except ProviderError as exc:
-            if exc.code is not ErrorCode.PROVIDER_UNREACHABLE:
-                raise
-    return None
+async def _tail(answer: Answer, chat: ChatAnswer, decoder: SseDecoder) -> list[Chunk]:
+    """The next chunks behind the finish reason, which few servers send; none when the wait for more is over."""
+    chunks: list[Chunk] = []
+    with trio.move_on_after(within_time_left(TAIL_TIMEOUT)):
+        while not chat.ended and not chunks:
+            try:
+                lines = await answer.receive_lines()
+            except ProviderError:
+                break
+            if lines is None:
+                break
+            for event in decoder.feed(lines):
+                chunks += chat.feed_event(event)
+    return chunks
 
 
 def _feed_last(chat: ChatAnswer, event: SseEvent) -> list[Chunk]:

@@ -114,6 +114,12 @@ async def test_what_is_no_count_of_tokens_counts_nothing() -> None:
         assert answer.completion.usage == usage
 
 
+@pytest.mark.parametrize("end", ["chunked", "close", "cut", "reset", "stall"])
+async def test_the_last_line_makes_an_answer_whole_however_it_ends(end: Any) -> None:
+    answer, _ = await ask(Reply.ndjson(line("x"), END, end=end))
+    assert (answer.text, answer.completion.finish_reason) == ("x", "stop")
+
+
 async def test_an_old_server_gives_no_reason() -> None:
     answer, _ = await ask(Reply.ndjson(line("x"), line(done=True)))
     assert (answer.completion.finish_reason, answer.completion.usage) == ("stop", None)

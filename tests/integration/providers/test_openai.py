@@ -15,6 +15,7 @@ from pipeline_engine.errors import ErrorCode, ProviderError
 from pipeline_engine.models import Usage
 from pipeline_engine.providers.base import Message, ProviderCall
 from pipeline_engine.providers.openai import OpenAiProvider
+from pipeline_engine.providers.watch import open_watched
 
 DONE = b"data: [DONE]\n\n"
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -247,9 +248,29 @@ async def test_a_finish_reason_makes_an_answer_whole_however_it_ends(end: Any) -
     assert (answer.text, answer.completion.finish_reason) == ("Hi", "stop")
 
 
-async def test_the_end_mark_makes_an_answer_whole() -> None:
-    answer, _ = await ask(Reply.sse(delta(content="Hi"), DONE, end="stall"))
+@pytest.mark.parametrize("end", ["chunked", "close", "cut", "reset", "stall"])
+async def test_the_end_mark_makes_an_answer_whole_however_it_ends(end: Any) -> None:
+    answer, _ = await ask(Reply.sse(delta(content="Hi"), DONE, end=end))
     assert (answer.text, answer.completion.finish_reason) == ("Hi", None)
+
+
+PINGS = Reply(headers=HELLO.headers, chunks=[*HELLO.chunks[:-1], *[b": ping\n\n"] * 1000], delay_s=0.01, end="stall")
+
+
+@pytest.mark.parametrize("reply", [Reply.sse(*HELLO.chunks[:-1], end="stall"), PINGS])
+@pytest.mark.parametrize("settings", [{"idle_timeout_s": 1.0}, {"timeout_s": 1.0}])
+async def test_no_timeout_voids_an_answer_that_is_whole(reply: Reply, settings: dict[str, Any]) -> None:
+    async with open_server(reply) as server, open_client() as client:
+        call = chat_call(target_of(server.url, **settings))
+        answer = await collect(open_watched(OpenAiProvider(client=client), call, note=lambda _: None))
+    assert (answer.text, answer.completion.finish_reason) == ("Hello", "stop")
+
+
+async def test_text_behind_the_finish_reason_counts() -> None:
+    usage = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
+    answer, _ = await ask(Reply.sse(delta("stop", content="Hel"), delta(content="l"), delta(content="o"), usage, DONE))
+    assert answer.text == "Hello"
+    assert answer.completion.usage == Usage(prompt_tokens=7, completion_tokens=2)
 
 
 @pytest.mark.parametrize(
