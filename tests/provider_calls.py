@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline_engine.models import ProviderKind
-from pipeline_engine.providers.base import Chunk, Completion, Message, Operation, ProviderCall, Target
+from pipeline_engine.providers.base import BEGUN, Chunk, Completion, Message, Operation, ProviderCall, Target
 from pipeline_engine.providers.transport import HttpClient, Network
 
 
@@ -26,7 +26,7 @@ async def collect(stream: AbstractAsyncContextManager[AsyncIterator[list[Chunk |
     answer = Collected()
     async with stream as batches:
         async for batch in batches:
-            chunks = [part for part in batch if isinstance(part, Chunk)]
+            chunks = [part for part in batch if isinstance(part, Chunk) and part is not BEGUN]
             if chunks:
                 answer.batches.append([chunk.content for chunk in chunks])
             answer.text += "".join(chunk.content for chunk in chunks if chunk.kind == "text")

@@ -90,6 +90,10 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     kind: Literal["text", "reasoning"] = "text"
 
 
+#: A batch of this one alone says that the answer has begun with what is not shown, such as a piece of a tool call.
+BEGUN = Chunk("")
+
+
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """How an answer ended; always the last thing that a stream yields.
 
@@ -111,7 +115,8 @@ class Provider(Protocol):
     """Runs calls of one kind. A cancelled call closes its connection, or kills its process, at once."""
 
     def stream(self, call: ProviderCall) -> AbstractAsyncContextManager[AsyncIterator[list[Chunk | Completion]]]:
-        """Start the call; the iterator yields what arrived together, as one list, the Completion last.
+        """Start the call; the iterator yields what arrived together, as one list, the Completion last. An empty list is
+        a sign of life.
 
         Raises ProviderError (StepError for tools) on entering and while iterating.
         """

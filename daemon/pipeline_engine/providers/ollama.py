@@ -10,7 +10,7 @@ from typing import Any
 from pipeline_engine.errors import ErrorCode, ProviderError
 from pipeline_engine.models import Usage
 from pipeline_engine.providers.addresses import without_query
-from pipeline_engine.providers.base import Chunk, Completion, Message, Operation, ProviderCall, Target
+from pipeline_engine.providers.base import BEGUN, Chunk, Completion, Message, Operation, ProviderCall, Target
 from pipeline_engine.providers.embeddings import checked_vectors
 from pipeline_engine.providers.failures import AnsweredError
 from pipeline_engine.providers.framing import clean_text, decode_json
@@ -50,7 +50,7 @@ class OllamaProvider:
                     if (value := _value(unread)) is not None:
                         batch += chat.feed(value, raw=unread)
                         unread = b""
-                yield batch
+                yield batch or ([BEGUN] if chat.has_tool_calls else [])
             if unread.strip() and not chat.began:
                 raise answer.protocol_error("is not JSON", raw=unread)
             if chat.ended:
@@ -92,6 +92,10 @@ class _ChatAnswer:
         self._objects = 0
         self.began = False
         self.ended = False
+
+    @property
+    def has_tool_calls(self) -> bool:
+        return bool(self._tool_calls)
 
     def feed(self, value: Any, *, raw: bytes) -> list[Chunk]:
         if not isinstance(value, dict):

@@ -11,7 +11,7 @@ import trio
 from pipeline_engine.errors import ErrorCode, ProviderError
 from pipeline_engine.providers.adaptations import Adaptations
 from pipeline_engine.providers.addresses import without_query
-from pipeline_engine.providers.base import Chunk, Completion, Operation, ProviderCall, Target
+from pipeline_engine.providers.base import BEGUN, Chunk, Completion, Operation, ProviderCall, Target
 from pipeline_engine.providers.embeddings import ordered_vectors
 from pipeline_engine.providers.failures import AnsweredError
 from pipeline_engine.providers.framing import SseDecoder, SseEvent
@@ -96,7 +96,7 @@ async def _events(answer: Answer, chat: ChatAnswer) -> Batches:
         batch: list[Chunk | Completion] = []
         for event in decoder.feed(lines):
             batch += chat.feed_event(event)
-        yield batch
+        yield batch or ([BEGUN] if chat.has_hidden else [])
     if not chat.is_whole and (last := decoder.flush()):
         yield [*_feed_last(chat, last)]
     while not chat.ended and (chunks := await _tail(answer, chat, decoder)):

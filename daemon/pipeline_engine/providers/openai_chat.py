@@ -74,6 +74,11 @@ class ChatAnswer:
         """Either a finish reason or the end mark makes an answer whole; one JSON document is whole by itself."""
         return self.ended or self.finish_reason is not None or self._is_document
 
+    @property
+    def has_hidden(self) -> bool:
+        """Whether anything of the answer has come that makes no chunks."""
+        return bool(self._tool_calls or self._refusal)
+
     def feed_event(self, event: SseEvent) -> list[Chunk]:
         """The chunks that a server-sent event brings."""
         if self.ended:

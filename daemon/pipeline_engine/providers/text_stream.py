@@ -62,6 +62,9 @@ class ToolCalls:
     def __init__(self) -> None:
         self._calls: list[_ToolCall] = []
 
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
     def feed(self, delta: Any) -> None:
         """One element of `tool_calls`, whole or a piece."""
         if not isinstance(delta, dict):

@@ -10,7 +10,7 @@ import trio
 
 from pipeline_engine.errors import ErrorCode, ProviderError
 from pipeline_engine.providers.addresses import without_query
-from pipeline_engine.providers.base import Chunk, Completion, Operation, Provider, ProviderCall
+from pipeline_engine.providers.base import BEGUN, Chunk, Completion, Operation, Provider, ProviderCall
 
 Batch = list[Chunk | Completion]
 
@@ -70,6 +70,8 @@ class _Watched:
             # alive, but is no first token.
             if batch:
                 self._began = True
+                if batch[0] is BEGUN:
+                    continue
                 self._ended = isinstance(batch[-1], Completion)
                 self._note(batch)
                 return batch

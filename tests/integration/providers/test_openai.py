@@ -13,7 +13,7 @@ from tests.scripted_server import Reply, ScriptedServer, open_server
 from pipeline_engine.decoding import Secret
 from pipeline_engine.errors import ErrorCode, ProviderError
 from pipeline_engine.models import Usage
-from pipeline_engine.providers.base import Message, ProviderCall
+from pipeline_engine.providers.base import BEGUN, Chunk, Message, ProviderCall
 from pipeline_engine.providers.openai import OpenAiProvider
 from pipeline_engine.providers.watch import open_watched
 
@@ -240,6 +240,24 @@ async def test_tool_calls() -> None:
     answer, _ = await ask(Reply.sse(delta(tool_calls=[call]), delta(tool_calls=[rest]), delta("tool_calls"), DONE))
     assert answer.completion.tool_calls == [{"id": "c1", "name": "f", "arguments": {"a": 1}}]
     assert answer.completion.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("piece", "batches"),
+    [
+        ({"role": "assistant", "content": ""}, [[]]),
+        ({"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "f", "arguments": "{}"}}]}, [[BEGUN]]),
+        ({"refusal": "I cannot"}, [[BEGUN]]),
+        ({"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "f"}}], "content": "x"}, [[Chunk("x")]]),
+    ],
+)
+async def test_what_is_no_text_begins_an_answer_too(piece: dict[str, Any], batches: list[Any]) -> None:
+    async with (
+        open_server(Reply.sse(delta(**piece), end="stall")) as server,
+        open_client() as client,
+        OpenAiProvider(client=client).stream(chat_call(target_of(server.url))) as stream,
+    ):
+        assert [await anext(stream)] == batches
 
 
 @pytest.mark.parametrize("end", ["chunked", "close", "cut", "reset"])

@@ -12,7 +12,7 @@ from tests.provider_calls import Collected, chat_call, collect, target_of
 from trio.testing import MockClock
 
 from pipeline_engine.errors import ErrorCode, ProviderError
-from pipeline_engine.providers.base import Chunk, Completion, Operation, ProviderCall
+from pipeline_engine.providers.base import BEGUN, Chunk, Completion, Operation, ProviderCall
 from pipeline_engine.providers.watch import Batch, open_watched
 
 END = [Completion()]
@@ -59,6 +59,16 @@ async def test_no_first_token(provider: SlowProvider, autojump_clock: MockClock)
 async def test_signs_of_life_are_no_first_token(autojump_clock: MockClock) -> None:
     provider = SlowProvider(*[(3.0, [])] * 5, (0, [Chunk("x")]))
     assert "sent no token" in str(await failure(provider, first_token_timeout_s=10, idle_timeout_s=5))
+
+
+async def test_an_answer_that_has_begun_with_what_is_not_shown_has_its_first_token(autojump_clock: MockClock) -> None:
+    noted: list[Batch] = []
+    provider = SlowProvider(*[(3.0, [BEGUN]), (3.0, [])] * 5, (4, END))
+    call = chat_call(target_of("http://models.example", first_token_timeout_s=10.0, idle_timeout_s=5.0))
+    async with open_watched(provider, call, note=noted.append) as batches:
+        assert [batch async for batch in batches] == noted == [END]
+    provider = SlowProvider((3, [BEGUN]), (6, END))
+    assert "fell silent in the middle" in str(await failure(provider, first_token_timeout_s=10, idle_timeout_s=5))
 
 
 async def test_silence_between_tokens(autojump_clock: MockClock) -> None:
