@@ -121,9 +121,9 @@ class Answer:
                 pass
 
     async def failure(self) -> ProviderError:
-        """The error that this answer is."""
+        """The error that this answer is, by its status and what can be had of its body."""
         body = bytearray()
-        with trio.move_on_after(ERROR_BODY_TIMEOUT):
+        with trio.move_on_after(within_time_left(ERROR_BODY_TIMEOUT)), suppress(ProviderError):
             while len(body) < MAX_ERROR_BODY_SIZE and (piece := await self._raw.receive()):
                 body += piece
         return failure(

@@ -335,6 +335,26 @@ async def test_an_error_in_the_middle_of_a_stream_keeps_the_providers_words() ->
     assert "synthetic provider failure" in str(error)
 
 
+@pytest.mark.parametrize("end", ["length", "close", "cut", "reset", "stall"])
+@pytest.mark.parametrize(
+    ("status", "code", "retryable"),
+    [
+        (401, ErrorCode.PROVIDER_AUTH, False),
+        (413, ErrorCode.PROVIDER_ERROR, False),
+        (503, ErrorCode.PROVIDER_ERROR, True),
+    ],
+)
+async def test_the_status_of_an_error_counts_however_its_body_ends(
+    status: int, code: ErrorCode, end: Any, *, retryable: bool
+) -> None:
+    reply = Reply(status=status, chunks=[b'{"error":{"message":"words"}}'], end=end)
+    async with open_server(reply) as server, open_client() as client:
+        call = chat_call(target_of(server.url, first_token_timeout_s=1.0))
+        with pytest.raises(ProviderError, match=rf"answered {status}: words$") as caught:
+            await collect(open_watched(OpenAiProvider(client=client), call, note=lambda _: None))
+    assert (caught.value.code, caught.value.retryable) == (code, retryable)
+
+
 async def test_a_web_page_hints_at_the_address() -> None:
     error = await failure(Reply(headers={"content-type": "text/html"}, chunks=[b"<html>hi</html>"]))
     assert "is base_uri the address of the API?" in str(error)
