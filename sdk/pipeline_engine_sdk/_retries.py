@@ -35,7 +35,7 @@ def parse_retry_after(headers: Mapping[str, str], *, now: datetime) -> float | N
         return float(text)
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a number that is larger than any year
         return None
     date = date if date.tzinfo else date.replace(tzinfo=UTC)
     return max(0.0, (date - now).total_seconds())

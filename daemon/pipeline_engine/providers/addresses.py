@@ -99,10 +99,17 @@ def _split(address: str, value: str, *, name: str = "base_uri") -> SplitResult:
         raise ValueError(f"{name} {value!r} must begin with http:// or https://")
     if not parts.hostname or not port_is_valid or any(char.isspace() for char in address):
         raise ValueError(f"{name} {value!r} is not an address")
+    if not _can_be_looked_up(parts.hostname):
+        raise ValueError(f"{name} {value!r} is not an address: a part of the host's name is empty or too long")
     if "@" in parts.netloc:
         # The value is not shown: what stands before the @ is a password.
         raise ValueError(f"{name} must not hold a user name or password; use api_key or extra.headers")
     return parts
+
+
+def _can_be_looked_up(host: str) -> bool:
+    """Whether the labels of a host's name are such that the system takes it (RFC 1035, section 2.3.4)."""
+    return ":" in host or all(0 < len(label) < 64 for label in host.removesuffix(".").split("."))
 
 
 def _is_ipv6(text: str) -> bool:

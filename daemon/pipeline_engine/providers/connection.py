@@ -75,6 +75,8 @@ async def open_connection(
             return await _connect(origin, tls_context)
         except (OSError, trio.BrokenResourceError, ssl.CertificateError) as exc:
             raise _cannot_connect(origin, _reason(exc)) from exc
+        except UnicodeError as exc:  # a label that is empty or too long
+            raise _cannot_connect(origin, "the name of the host is not valid", retryable=False) from exc
     raise _cannot_connect(origin, f"no connection within {timeout_s:g} s")
 
 
@@ -193,8 +195,9 @@ class Connection:
         return ProviderError(ErrorCode.PROVIDER_UNREACHABLE, message, retryable=True)
 
 
-def _cannot_connect(origin: Origin, reason: str) -> CannotConnectError:
-    return CannotConnectError(ErrorCode.PROVIDER_UNREACHABLE, f"cannot connect to {origin} ({reason})", retryable=True)
+def _cannot_connect(origin: Origin, reason: str, *, retryable: bool = True) -> CannotConnectError:
+    message = f"cannot connect to {origin} ({reason})"
+    return CannotConnectError(ErrorCode.PROVIDER_UNREACHABLE, message, retryable=retryable)
 
 
 def _reason(exc: BaseException) -> str:

@@ -208,7 +208,7 @@ def _is_retryable(code: ErrorCode, info: ErrorInfo, status: int | None) -> bool:
 
 def _status(value: Any) -> int | None:
     text = str(value) if isinstance(value, int | str) else ""
-    return int(text) if text.isascii() and text.isdigit() and 400 <= int(text[:4]) <= 599 else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) == 3 and "400" <= text <= "599" else None
 
 
 def _text(value: Any) -> str:

@@ -106,7 +106,10 @@ def decode_first_json(data: bytes) -> Any:
         return decode_json(data)
     except ValueError:
         text = data.decode(errors="replace").removeprefix("\ufeff").lstrip()
+    try:
         return _LENIENT.raw_decode(text)[0]
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
 
 
 def _no_number(_: str) -> None:

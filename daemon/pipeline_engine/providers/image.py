@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import msgspec
 
@@ -72,12 +71,14 @@ class ImageProvider:
             raise answer.protocol_error("has an image without b64_json and url")
         if url.startswith("data:"):
             return _decoded(url, answer)
-        return await self._fetched(urljoin(f"{without_query(target.base_uri)}/", url), target, answer)
-
-    async def _fetched(self, url: str, target: Target, answer: Answer) -> bytes:
-        if urlsplit(url).scheme not in ("http", "https"):
+        try:
+            url = urljoin(f"{without_query(target.base_uri)}/", url)
+            origin = origin_of(url)
+        except ValueError as exc:
+            raise answer.protocol_error("has an image at an address that is not valid") from exc
+        if origin[0] not in ("http", "https"):
             raise answer.protocol_error("has an image at an address that is not http or https")
-        if origin_of(url) != origin_of(target.base_uri):
+        if origin != origin_of(target.base_uri):
             # A secret belongs to the origin that it was given for. The errors name the other server.
             target = msgspec.structs.replace(target, base_uri=without_query(url), api_key=None, headers={})
         async with get(self._client, target, url) as image:
@@ -103,7 +104,7 @@ def _decoded(value: Any, answer: Answer) -> bytes:
     text = "".join(text.split()).rstrip("=")
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except binascii.Error as exc:
+    except ValueError as exc:
         raise answer.protocol_error("has an image that is not base64") from exc
     return _checked(data, answer)
 

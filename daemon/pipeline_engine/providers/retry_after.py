@@ -39,7 +39,7 @@ def _number(text: str) -> float | None:
 def _until_date(text: str, now: datetime) -> float | None:
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a number that is larger than any year
         return None
     date = date if date.tzinfo else date.replace(tzinfo=UTC)
     return max(0.0, (date - now).total_seconds())

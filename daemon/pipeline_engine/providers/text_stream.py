@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from pipeline_engine.errors import ErrorCode, ProviderError
+from pipeline_engine.jsontext import MAX_DEPTH
 from pipeline_engine.providers.base import Chunk
 from pipeline_engine.providers.framing import TextJoiner, clean_text, decode_json
 
@@ -76,10 +77,18 @@ class ToolCalls:
         if isinstance(arguments, str):
             call.pieces.append(arguments)
         elif arguments is not None:
-            call.pieces.append(json.dumps(arguments))
+            try:
+                call.pieces.append(json.dumps(arguments))
+            except RecursionError as exc:
+                message = "the arguments of a tool call are nested too deeply"
+                raise ProviderError(ErrorCode.PROVIDER_PROTOCOL, message) from exc
 
     def finish(self) -> list[dict[str, Any]]:
-        """`{id, name, arguments}` each, in order of appearance; arguments that are not JSON stay text."""
+        """`{id, name, arguments}` each, in order of appearance.
+
+        Arguments that are not JSON stay text, and so do those that are nested deeper than MAX_DEPTH: what is stored must
+        be fit for every later walk over it.
+        """
         return [call.finish(number) for number, call in enumerate(self._calls)]
 
     def _find(self, call_id: Any, index: Any, name: Any) -> _ToolCall:
@@ -116,13 +125,13 @@ class _ToolCall:
     def finish(self, number: int) -> dict[str, Any]:
         text = clean_text("".join(self.pieces))
         try:
-            arguments = decode_json(text.encode()) if text.strip() else {}
+            arguments = _cleaned(decode_json(text.encode()), MAX_DEPTH) if text.strip() else {}
         except ValueError:
             arguments = text
         return {
             "id": clean_text(self.id) or f"call_{number}",
             "name": clean_text(self.name),
-            "arguments": _cleaned(arguments),
+            "arguments": arguments,
         }
 
 
@@ -133,12 +142,17 @@ def finish_reason_of(value: Any) -> str | None:
     return "length" if value in _LENGTH_REASONS else clean_text(value)
 
 
-def _cleaned(value: Any) -> Any:
-    """A JSON value whose strings can be stored: escapes in it may name half a surrogate pair."""
+def _cleaned(value: Any, depth: int) -> Any:
+    """A JSON value whose strings can be stored: escapes in it may name half a surrogate pair.
+
+    Raises ValueError if it is nested deeper than `depth` levels.
+    """
     if isinstance(value, str):
         return clean_text(value)
+    if isinstance(value, list | dict) and not depth:
+        raise ValueError("nested too deeply")
     if isinstance(value, list):
-        return [_cleaned(part) for part in value]
+        return [_cleaned(part, depth - 1) for part in value]
     if isinstance(value, dict):
-        return {clean_text(key): _cleaned(part) for key, part in value.items()}
+        return {clean_text(key): _cleaned(part, depth - 1) for key, part in value.items()}
     return value

@@ -257,6 +257,9 @@ async def _send_through(transport: httpx.AsyncBaseTransport, request: httpx.Requ
         response = await transport.handle_async_request(request)
     except httpx.HTTPError as exc:
         raise _mapped(exc, url) from exc
+    except UnicodeError as exc:  # a label that is empty or too long
+        message = "the proxy that is set for this host cannot be used (the name of its host is not valid)"
+        raise ProviderError(ErrorCode.PROVIDER_UNREACHABLE, message) from exc
     assert isinstance(response.stream, httpx.AsyncByteStream)
     pieces = aiter(response.stream)
 

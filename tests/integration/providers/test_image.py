@@ -92,7 +92,11 @@ async def test_an_image_of_another_origin_is_fetched_without_the_key() -> None:
         ({"data": [{}]}, ErrorCode.PROVIDER_PROTOCOL),
         ({"data": [{"b64_json": "!!!"}]}, ErrorCode.PROVIDER_PROTOCOL),
         ({"data": [{"b64_json": base64.b64encode(b"<html>").decode()}]}, ErrorCode.PROVIDER_PROTOCOL),
+        ({"data": [{"b64_json": "é"}]}, ErrorCode.PROVIDER_PROTOCOL),
         ({"data": [{"url": "file:///etc/passwd"}]}, ErrorCode.PROVIDER_PROTOCOL),
+        ({"data": [{"url": "http://[bad"}]}, ErrorCode.PROVIDER_PROTOCOL),
+        ({"data": [{"url": "http://h:99999999/x"}]}, ErrorCode.PROVIDER_PROTOCOL),
+        ({"data": [{"url": "http://h..:1/x"}]}, ErrorCode.PROVIDER_UNREACHABLE),
         ({"error": {"code": "content_policy_violation", "message": "no"}}, ErrorCode.CONTENT_FILTERED),
     ],
 )

@@ -175,6 +175,14 @@ async def test_nobody_listens() -> None:
     assert (caught.value.code, caught.value.retryable) == (ErrorCode.PROVIDER_UNREACHABLE, True)
 
 
+@pytest.mark.parametrize("host", ["localhost..", "a" * 64])
+async def test_a_host_whose_name_cannot_be_looked_up(host: str) -> None:
+    async with open_client() as client:
+        with pytest.raises(ProviderError, match="the name of the host is not valid") as caught:
+            await fetch(client, f"http://{host}:1")
+    assert (caught.value.code, caught.value.retryable) == (ErrorCode.PROVIDER_UNREACHABLE, False)
+
+
 async def test_something_that_does_not_speak_http() -> None:
     async def greet(stream: trio.SocketStream) -> None:
         await stream.send_all(b"220 mail.example ESMTP\r\n")
@@ -255,6 +263,15 @@ async def test_a_proxy_that_is_not_there_is_named_as_the_reason() -> None:
         ) as caught:
             await fetch(client, "http://models.example/v1")
     assert caught.value.code is ErrorCode.PROVIDER_UNREACHABLE
+    await network.aclose()
+
+
+async def test_a_proxy_whose_name_cannot_be_looked_up() -> None:
+    network = Network(proxies={"all": "http://proxy..:9"})
+    async with open_client(network) as client:
+        with pytest.raises(ProviderError, match="the proxy that is set for this host cannot be used") as caught:
+            await fetch(client, "http://models.example/v1")
+    assert (caught.value.code, caught.value.retryable) == (ErrorCode.PROVIDER_UNREACHABLE, False)
     await network.aclose()
 
 

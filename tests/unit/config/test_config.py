@@ -196,6 +196,7 @@ def test_a_file_that_was_named_must_be_there(home: Path) -> None:
         ('[[providers]]\nid = "x"\nkind = "local_tool"\n', 1, "providers[0].extra.command: is required"),
         (SERVER.format(kind="openai", ready="127.0.0.1:1/health"), 6, "extra.server.ready: must begin with http://"),
         (SERVER.format(kind="openai", ready="http://h:port/"), 6, "extra.server.ready: 'http://h:port/' is not"),
+        (SERVER.format(kind="openai", ready="http://h..:1/"), 6, "a part of the host's name is empty or too long"),
         (SERVER.format(kind="local_tool", ready="http://h/"), 4, "extra.server: is for model servers"),
         ('[[providers]]\nid = "x"\nkind = "openai"\nbase_uri = "ftp://x"\n', 4, "ftp://x"),
         ('[[providers]]\nid = "x"\nkind = "openai"\n[providers.extra]\ntimeout = 1\n', 5, "extra.timeout: unknown key"),

@@ -54,6 +54,9 @@ def test_what_ollama_host_cannot_be_is_refused_with_the_value(text: str) -> None
         ("HTTPS://api.example", "https://api.example"),
         ("https://x.example/openai?api-version=2024-10-21", "https://x.example/openai?api-version=2024-10-21"),
         ("[::1]:8080", "http://[::1]:8080"),
+        ("[::ffff:127.0.0.1]", "http://[::ffff:127.0.0.1]"),
+        ("models.example.:80", "http://models.example.:80"),
+        (f"{'a' * 63}.example", f"http://{'a' * 63}.example"),
     ],
 )
 def test_a_missing_scheme_means_http(text: str, address: str) -> None:
@@ -64,6 +67,12 @@ def test_a_missing_scheme_means_http(text: str, address: str) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="base_uri"):
         normalise_base_uri(text)
+
+
+@pytest.mark.parametrize("host", ["localhost..", ".localhost", "my..host", ".", "a" * 64, f"{'a' * 64}.example"])
+def test_a_name_that_the_system_cannot_look_up_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="a part of the host's name is empty or too long"):
+        normalise_base_uri(f"http://{host}:11434/v1")
 
 
 def test_a_password_in_an_address_is_refused_and_not_shown() -> None:

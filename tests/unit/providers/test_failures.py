@@ -100,6 +100,7 @@ def test_a_503_that_says_it_is_loading(status: int, body: Any, loading: bool) ->
         (error(code=401), ErrorCode.PROVIDER_AUTH, False),
         (error(code=429), ErrorCode.PROVIDER_RATE_LIMITED, True),
         (error(code="429"), ErrorCode.PROVIDER_RATE_LIMITED, True),
+        (error(code="0429" + "0" * 5000), ErrorCode.PROVIDER_ERROR, True),
         (error(code=502), ErrorCode.PROVIDER_ERROR, True),
         (error(code=400), ErrorCode.PROVIDER_ERROR, False),
         (error(code="server_error"), ErrorCode.PROVIDER_ERROR, True),

@@ -87,6 +87,9 @@ def test_what_is_no_json_is_a_value_error(data: bytes) -> None:
 
 def test_what_follows_a_document_is_ignored_where_asked() -> None:
     assert decode_first_json(b' {"a":1}\n\ndata: [DONE]\n\n') == {"a": 1}
+    for data in (b"", b"{", b"[" * 100_000):
+        with pytest.raises(ValueError):  # noqa: PT011 - the words are the decoder's
+            decode_first_json(data)
 
 
 def test_a_surrogate_pair_may_be_cut_between_two_pieces() -> None:

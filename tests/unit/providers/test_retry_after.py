@@ -28,6 +28,8 @@ NOW = datetime(2026, 1, 15, 10, 0, 0, tzinfo=UTC)
         ({"retry-after": "1e400"}, None),
         ({"retry-after": "1_000"}, None),
         ({"retry-after": "86400"}, 86400),
+        ({"retry-after": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"}, None),
+        ({"retry-after": "Mon, 01 Jan 2026 00:00:00 +99999999999999"}, None),
         ({"retry-after-ms": "250", "retry-after": "30"}, 0.25),
         ({"retry-after-ms": "nan", "retry-after": "30"}, 30),
         ({"x-ratelimit-reset-requests": "1m30s"}, 90),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -89,6 +90,23 @@ def test_arguments_that_are_no_json_stay_text_and_none_are_an_empty_object() -> 
     for delta in (piece("{oops", call_id="a", name="f"), piece("", call_id="b", name="g"), "nonsense", None):
         calls.feed(delta)
     assert [call["arguments"] for call in calls.finish()] == ["{oops", {}]
+
+
+@pytest.mark.parametrize(("depth", "kept"), [(200, True), (201, False), (900, False), (100_000, False)])
+def test_arguments_that_are_nested_too_deeply_stay_text(depth: int, *, kept: bool) -> None:
+    calls = ToolCalls()
+    text = "[" * depth + "]" * depth
+    calls.feed(piece(text, call_id="a", name="f"))
+    [call] = calls.finish()
+    assert call["arguments"] == (json.loads(text) if kept else text)
+
+
+def test_an_object_that_cannot_be_written_down_breaks_the_protocol() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ProviderError, match="nested too deeply"):
+        ToolCalls().feed(piece(deep, call_id="a", name="f"))
 
 
 def test_half_a_surrogate_pair_in_arguments_can_be_stored() -> None:

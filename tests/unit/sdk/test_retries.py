@@ -33,6 +33,7 @@ class Clock:
         ("soon", None),
         ("-1", None),
         ("inf", None),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", None),
         ("", None),
     ],
 )
