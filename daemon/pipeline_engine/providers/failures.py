@@ -197,7 +197,8 @@ def _code(info: ErrorInfo, status: int | None) -> ErrorCode:
 
 def _is_retryable(code: ErrorCode, info: ErrorInfo, status: int | None) -> bool:
     if code is ErrorCode.PROVIDER_RATE_LIMITED:
-        return True
+        # One request that is larger than the limit of a minute is a 413 to some servers: it never fits.
+        return status is None or status in _RETRYABLE_STATUSES or status >= 500
     if code is not ErrorCode.PROVIDER_ERROR:
         return False
     if status is None:

@@ -224,7 +224,8 @@ class ProviderRegistry:
                 yield note
             except StepError as exc:
                 self._metrics["provider_call_errors"][kind] += 1
-                permit.rate_limited = exc.code is ErrorCode.PROVIDER_RATE_LIMITED
+                if isinstance(exc, ProviderError):
+                    permit.rate_limited = exc.retryable and exc.code is ErrorCode.PROVIDER_RATE_LIMITED
                 raise
             finally:
                 self._metrics["provider_call_latency"][kind] += round((trio.current_time() - began) * 1000)

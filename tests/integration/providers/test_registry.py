@@ -222,6 +222,18 @@ async def test_a_429_narrows_the_limit_for_all_jobs() -> None:
             nursery.cancel_scope.cancel()
 
 
+async def test_a_request_that_is_larger_than_the_rate_narrows_nothing() -> None:
+    body = {"error": {"message": "Request too large", "type": "tokens", "code": "rate_limit_exceeded"}}
+    async with (
+        open_server(Reply.json(body, status=413)) as server,
+        registry_of(profile(server.url, max_concurrency=4)) as registry,
+    ):
+        with pytest.raises(ProviderError, match="answered 413: Request too large") as caught:
+            await ask(registry)
+        assert (caught.value.code, caught.value.retryable) == (ErrorCode.PROVIDER_RATE_LIMITED, False)
+        assert registry.concurrency() == {"p": 4}
+
+
 async def test_an_openai_profile_makes_images_too() -> None:
     reply = Reply.json({"data": [{"b64_json": "iVBORw0KGgo="}]})
     async with open_server(reply) as server, registry_of(profile(server.url)) as registry:
