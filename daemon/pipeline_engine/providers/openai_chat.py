@@ -135,7 +135,7 @@ class ChatAnswer:
         if value.get("error"):
             raise self._answer.error_inside(value, raw=raw)
         if (usage := value.get("usage")) is not None:
-            self._usage = usage_of(usage) or self._usage
+            self._usage = usage_of(usage, earlier=self._usage)
         if isinstance(model := value.get("model"), str) and model and model != self._model:
             self._model = clean_text(model)
         chunks: list[Chunk] = []

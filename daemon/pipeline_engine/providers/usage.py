@@ -9,13 +9,20 @@ from pipeline_engine.models import Usage
 MAX_TOKENS = 2**53  # JSON's readers keep whole numbers exact up to here; no answer has a billionth of it
 
 
-def usage_of(value: Any) -> Usage | None:
-    """The counts in a `usage` object in OpenAI's words, if there is one; older and newer APIs name them differently."""
+def usage_of(value: Any, *, earlier: Usage | None = None) -> Usage | None:
+    """The counts in a `usage` object in OpenAI's words, if there is one; older and newer APIs name them differently.
+
+    What it does not tell stays as it was in `earlier`.
+    """
     if not isinstance(value, dict):
-        return None
-    prompt = value.get("prompt_tokens", value.get("input_tokens"))
-    completion = value.get("completion_tokens", value.get("output_tokens"))
-    return Usage(prompt_tokens=token_count(prompt) or 0, completion_tokens=token_count(completion) or 0)
+        return earlier
+    prompt = token_count(value.get("prompt_tokens", value.get("input_tokens")))
+    completion = token_count(value.get("completion_tokens", value.get("output_tokens")))
+    before = earlier or Usage()
+    return Usage(
+        prompt_tokens=before.prompt_tokens if prompt is None else prompt,
+        completion_tokens=before.completion_tokens if completion is None else completion,
+    )
 
 
 def token_count(value: Any) -> int | None:

@@ -284,6 +284,17 @@ async def test_no_timeout_voids_an_answer_that_is_whole(reply: Reply, settings: 
     assert (answer.text, answer.completion.finish_reason) == ("Hello", "stop")
 
 
+async def test_counts_may_come_one_after_the_other_and_are_not_taken_back() -> None:
+    events = [
+        {**delta(content="x"), "usage": {"prompt_tokens": 7}},
+        {**STOP, "usage": {"completion_tokens": 2}},
+        {"choices": [], "usage": {}},
+        {"choices": [], "usage": {"prompt_tokens": None, "completion_tokens": -1}},
+    ]
+    answer, _ = await ask(Reply.sse(*events, DONE))
+    assert answer.completion.usage == Usage(prompt_tokens=7, completion_tokens=2)
+
+
 async def test_text_behind_the_finish_reason_counts() -> None:
     usage = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
     answer, _ = await ask(Reply.sse(delta("stop", content="Hel"), delta(content="l"), delta(content="o"), usage, DONE))
