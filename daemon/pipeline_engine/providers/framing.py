@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,8 @@ from pipeline_engine.errors import ErrorCode, ProviderError
 
 MAX_LINE_SIZE = 32 * 1024 * 1024  # bytes
 _BOM = b"\xef\xbb\xbf"
+# A string of a JSON text, to its end or to that of the line.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
 
 
 class LineSplitter:
@@ -27,7 +30,7 @@ class LineSplitter:
         self._pieces.append(first)
         self._size += len(first)
         if self._size > MAX_LINE_SIZE:
-            raise ProviderError(ErrorCode.PROVIDER_PROTOCOL, f"a line of the answer exceeds {MAX_LINE_SIZE} bytes")
+            raise _too_large("a line")
         if not rest:
             return []
         lines = [b"".join(self._pieces), *rest[:-1]]
@@ -51,11 +54,12 @@ class SseDecoder:
 
     def __init__(self) -> None:
         self._data: list[bytes] = []
+        self._size = 0
         self._event = ""
         self._at_start = True
 
     def feed(self, lines: Iterable[bytes]) -> list[SseEvent]:
-        """The events that these lines complete."""
+        """The events that these lines complete. Raises ProviderError if one is far too long."""
         events = []
         for line in lines:
             if self._at_start:
@@ -67,6 +71,8 @@ class SseDecoder:
                 continue
             name, _, value = line.partition(b":")
             if name == b"data":
+                if self._data:
+                    self._check_size(value)
                 self._data.append(value.removeprefix(b" "))
             elif name == b"event":
                 self._event = value.removeprefix(b" ").decode(errors="replace")
@@ -81,6 +87,61 @@ class SseDecoder:
         event = SseEvent(self._event or "message", data)
         self._data, self._event = [], ""
         return event
+
+    def _check_size(self, value: bytes) -> None:
+        # Here and not for each event: a single line is bounded already.
+        self._size = (len(self._data[0]) if len(self._data) == 1 else self._size) + len(value) + 1
+        if self._size > MAX_LINE_SIZE:
+            raise _too_large("an event")
+
+
+class JsonText(msgspec.Struct, frozen=True, gc=False):
+    """A value, and how it was written."""
+
+    value: Any
+    raw: bytes
+
+
+class JsonLinesDecoder:
+    """JSON values from lines: one in each, or one that is spread over several."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._depth = 0
+
+    def feed(self, line: bytes) -> JsonText | None:
+        """The value that the line completes. Raises ValueError if it cannot be one, ProviderError if it is far too long.
+
+        Each line is looked at once: whether it completes a value that began earlier is told by its brackets.
+        """
+        if not self._lines:
+            if not line.strip():
+                return None
+            try:
+                return JsonText(decode_json(line), line)
+            except ValueError:
+                pass
+        self._lines.append(line)
+        self._size += len(line) + 1
+        if self._size > MAX_LINE_SIZE:
+            raise _too_large("a value")
+        bare = _STRING.sub(b"", line)
+        self._depth += bare.count(b"{") + bare.count(b"[") - bare.count(b"}") - bare.count(b"]")
+        if self._depth > 0:
+            return None
+        raw = self.rest()
+        return JsonText(decode_json(raw), raw)
+
+    def rest(self) -> bytes:
+        """What has been read of a value that is not complete."""
+        raw = b"\n".join(self._lines)
+        self._lines, self._size, self._depth = [], 0, 0
+        return raw
+
+
+def _too_large(what: str) -> ProviderError:
+    return ProviderError(ErrorCode.PROVIDER_PROTOCOL, f"{what} of the answer exceeds {MAX_LINE_SIZE} bytes")
 
 
 def decode_json(data: bytes) -> Any:

@@ -80,10 +80,10 @@ class Answer:
         return [rest] if rest else None
 
     async def first_byte(self) -> bytes:
-        """The first byte that is not white space, without consuming anything; empty if there is none."""
+        """The first byte that is not white space, without consuming it; empty if there is none."""
         while piece := await self._raw.receive():
-            self._peeked.append(piece)
             if start := piece.lstrip(_BLANK):
+                self._peeked.append(start)
                 return start[:1]
         return b""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from pipeline_engine.providers.addresses import without_query
 from pipeline_engine.providers.base import BEGUN, Chunk, Completion, Message, Operation, ProviderCall, Target
 from pipeline_engine.providers.embeddings import checked_vectors
 from pipeline_engine.providers.failures import AnsweredError
-from pipeline_engine.providers.framing import clean_text, decode_json
+from pipeline_engine.providers.framing import JsonLinesDecoder, clean_text, decode_json
 from pipeline_engine.providers.http import Answer, post_json
 from pipeline_engine.providers.text_stream import AnswerText, ToolCalls, finish_reason_of
 from pipeline_engine.providers.transport import HttpClient
@@ -41,18 +41,11 @@ class OllamaProvider:
             raise ProviderError(ErrorCode.PROVIDER_EMPTY, message)
         async with self._post(target, "/api/chat", _chat_body(call), "application/x-ndjson") as answer:
             chat = _ChatAnswer(answer, call)
-            unread = b""
             while not chat.ended and (lines := await answer.receive_lines()) is not None:
-                batch: list[Chunk | Completion] = []
-                for line in lines:
-                    # A line that is no JSON may be the beginning of an object that is spread over several.
-                    unread += line
-                    if (value := _value(unread)) is not None:
-                        batch += chat.feed(value, raw=unread)
-                        unread = b""
+                batch: list[Chunk | Completion] = [*chat.feed_lines(lines)]
                 yield batch or ([BEGUN] if chat.has_tool_calls else [])
-            if unread.strip() and not chat.began:
-                raise answer.protocol_error("is not JSON", raw=unread)
+            if not chat.ended:
+                yield [*chat.feed_end()]
             if chat.ended:
                 await answer.drain()
             yield chat.finish()
@@ -88,6 +81,7 @@ class _ChatAnswer:
         self._address = without_query(call.target.base_uri)
         self._text = AnswerText()
         self._tool_calls = ToolCalls()
+        self._decoder = JsonLinesDecoder()
         self._last: dict[str, Any] = {}
         self._objects = 0
         self.began = False
@@ -97,7 +91,35 @@ class _ChatAnswer:
     def has_tool_calls(self) -> bool:
         return bool(self._tool_calls)
 
-    def feed(self, value: Any, *, raw: bytes) -> list[Chunk]:
+    def feed_lines(self, lines: Sequence[bytes]) -> list[Chunk]:
+        """The chunks that these lines bring; what follows the end counts nothing."""
+        chunks: list[Chunk] = []
+        for number, line in enumerate(lines):
+            try:
+                text = self._decoder.feed(line)
+            except ValueError as exc:
+                raw = b"\n".join(lines[number:])
+                raise self._answer.protocol_error("has a line that is not JSON", raw=raw) from exc
+            if text is not None:
+                chunks += self._feed(text.value, raw=text.raw)
+                if self.ended:
+                    break
+        return chunks
+
+    def feed_end(self) -> list[Chunk]:
+        """The chunks of what remains at the end of the body: a value with line ends in its strings, or half of one."""
+        rest = self._decoder.rest()
+        if not rest:
+            return []
+        try:
+            value = decode_json(rest)
+        except ValueError as exc:
+            if self.began:
+                return []
+            raise self._answer.protocol_error("is not JSON", raw=rest) from exc
+        return self._feed(value, raw=rest)
+
+    def _feed(self, value: Any, *, raw: bytes) -> list[Chunk]:
         if not isinstance(value, dict):
             raise self._answer.protocol_error("has a line that is not a JSON object", raw=raw)
         if value.get("error"):
@@ -195,16 +217,6 @@ def _message(message: Message) -> dict[str, Any]:
         # Bare base64: Ollama refuses data URIs.
         plain["images"] = [base64.b64encode(image).decode() for image in message.images]
     return plain
-
-
-def _value(text: bytes) -> Any:
-    """The JSON value of a text, or None if it is blank or not a whole value."""
-    if not text.strip():
-        return None
-    try:
-        return decode_json(text)
-    except ValueError:
-        return None
 
 
 def _usage(value: dict[str, Any]) -> Usage | None:

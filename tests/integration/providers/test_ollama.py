@@ -93,6 +93,18 @@ async def test_one_json_object_instead_of_a_stream(stream: bool, indent: int | N
     assert server.requests[0].json["stream"] is stream
 
 
+async def test_a_careless_object_with_line_ends_in_its_strings() -> None:
+    answer, _ = await ask(Reply(chunks=[b'{"message":{"content":"one\ntwo"},"done":true}']))
+    assert answer.text == "one\ntwo"
+
+
+async def test_what_follows_the_end_counts_nothing() -> None:
+    reply = Reply.ndjson(
+        line("x"), json.dumps(END).encode() + b"\n<p>bye</p>\n" + json.dumps(line("y")).encode() + b"\n"
+    )
+    assert (await ask(reply))[0].text == "x"
+
+
 async def test_tool_calls_are_whole_and_get_ids() -> None:
     calls = [{"function": {"name": name, "arguments": {"a": 1}}} for name in ("f", "f")]
     answer, _ = await ask(Reply.ndjson(line(message={"content": "", "tool_calls": calls}), END))
@@ -136,6 +148,9 @@ async def test_an_old_server_gives_no_reason() -> None:
         (Reply.ndjson(line("half"), end="cut"), ErrorCode.PROVIDER_UNREACHABLE, True),
         (Reply.ndjson(line(done=True, done_reason="length")), ErrorCode.OUTPUT_TRUNCATED, False),
         (Reply(chunks=[b"<html>\n</html>"]), ErrorCode.PROVIDER_PROTOCOL, False),
+        (Reply.ndjson(line("half"), b"<p>busy</p>\n", END), ErrorCode.PROVIDER_PROTOCOL, False),
+        (Reply.ndjson(line("half"), b'{"message":{"content":"}}', end="close"), ErrorCode.PROVIDER_TRUNCATED, True),
+        (Reply(chunks=[b"{\n\n"]), ErrorCode.PROVIDER_PROTOCOL, False),
         (Reply.ndjson(b"[1]\n"), ErrorCode.PROVIDER_PROTOCOL, False),
         (Reply.json({"error": "server busy"}, status=503), ErrorCode.PROVIDER_ERROR, True),
         (Reply.json({"error": "bad option"}, status=400), ErrorCode.PROVIDER_ERROR, False),

@@ -7,6 +7,8 @@ import pytest
 from pipeline_engine.errors import ErrorCode, ProviderError
 from pipeline_engine.providers import framing
 from pipeline_engine.providers.framing import (
+    JsonLinesDecoder,
+    JsonText,
     LineSplitter,
     SseDecoder,
     SseEvent,
@@ -61,6 +63,58 @@ def test_the_last_event_may_lack_its_blank_line() -> None:
     assert decoder.feed([b"data: x"]) == []
     assert decoder.flush() == SseEvent("message", b"x")
     assert decoder.flush() is None
+
+
+def test_an_event_without_an_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(framing, "MAX_LINE_SIZE", 10)
+    decoder = SseDecoder()
+    for _ in range(3):
+        assert decoder.feed([b"data: 123", b"data: 45678", b""]) == [SseEvent("message", b"123\n45678")]
+    with pytest.raises(ProviderError) as caught:
+        decoder.feed([b"data: 123", b"data: 45678", b"data"])
+    assert caught.value.code is ErrorCode.PROVIDER_PROTOCOL
+
+
+def values_of(*lines: bytes) -> list[object]:
+    decoder = JsonLinesDecoder()
+    return [text.value for line in lines if (text := decoder.feed(line)) is not None] + [decoder.rest()]
+
+
+@pytest.mark.parametrize(
+    ("lines", "values"),
+    [
+        ([b'{"a":1}', b"", b" ", b'{"b":2}'], [{"a": 1}, {"b": 2}, b""]),
+        ([b"{", b'"a": [', b"1]", b"", b"}", b"[2]"], [{"a": [1]}, [2], b""]),
+        ([rb'{"a": "}}\"]"', rb',"b": "\\"', b"}"], [{"a": '}}"]', "b": "\\"}, b""]),
+        ([b'{"a":"half }'], [b'{"a":"half }']),
+        ([b'{"a":"}\\'], [b'{"a":"}\\']),
+        ([b'{"a":"x', b'y"}'], [b'{"a":"x\ny"}']),
+    ],
+)
+def test_a_value_may_be_spread_over_lines(lines: list[bytes], values: list[object]) -> None:
+    assert values_of(*lines) == values
+
+
+@pytest.mark.parametrize(
+    "lines", [[b"<html>"], [b'"'], [b"}"], [b"{", b"}}"], [b"{", b"oops", b"}"], [b"[" * 100_000, b"]" * 100_000]]
+)
+def test_lines_that_can_be_no_value_are_a_value_error_at_once(lines: list[bytes]) -> None:
+    decoder = JsonLinesDecoder()
+    for line in lines[:-1]:
+        assert decoder.feed(line) is None
+    with pytest.raises(ValueError):  # noqa: PT011 - the words are the decoder's
+        decoder.feed(lines[-1])
+    assert decoder.feed(b"[1]") == JsonText([1], b"[1]")
+
+
+def test_a_value_without_an_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(framing, "MAX_LINE_SIZE", 10)
+    decoder = JsonLinesDecoder()
+    for _ in range(5):
+        assert decoder.feed(b"[") is None
+    with pytest.raises(ProviderError) as caught:
+        decoder.feed(b"[")
+    assert caught.value.code is ErrorCode.PROVIDER_PROTOCOL
 
 
 @pytest.mark.parametrize(
