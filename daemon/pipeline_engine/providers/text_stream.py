@@ -72,7 +72,9 @@ class ToolCalls:
             return
         function = delta.get("function")
         function = function if isinstance(function, dict) else {}
-        call = self._find(delta.get("id"), delta.get("index"), function.get("name"))
+        call_id, name = _word(delta.get("id")), _word(function.get("name"))
+        call = self._find(call_id, delta.get("index"), name)
+        call.id, call.name = call.id or call_id, call.name or name
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             call.pieces.append(arguments)
@@ -91,28 +93,44 @@ class ToolCalls:
         """
         return [call.finish(number) for number, call in enumerate(self._calls)]
 
-    def _find(self, call_id: Any, index: Any, name: Any) -> _ToolCall:
-        """An id is what identifies a call; a piece without one goes to the latest call with its index."""
-        if isinstance(call_id, str) and call_id:
-            known = [call for call in self._calls if call.id == call_id]
-            return known[0] if known else self._add(call_id, index, name)
-        candidates = [call for call in self._calls if index is None or call.index == index]
-        if not candidates or (isinstance(name, str) and name and candidates[-1].is_complete()):
-            return self._add("", index, name)
-        return candidates[-1]
+    def _find(self, call_id: str, index: Any, name: str) -> _ToolCall:
+        """The call that a piece belongs to, perhaps a new one.
 
-    def _add(self, call_id: str, index: Any, name: Any) -> _ToolCall:
-        call = _ToolCall(call_id, index, name if isinstance(name, str) else "")
+        An id is what identifies a call, but for two kinds of servers: those that give several whole calls one id, and
+        vLLM's older versions, which give each piece of a call another one. A piece without an id goes to the latest
+        call with its index.
+        """
+        if known := [call for call in self._calls if call_id and call.id == call_id]:
+            latest = ([call for call in known if call.index == index] or known)[-1]
+            return self._add(index) if latest.is_another(index, name) else latest
+        at_index = [call for call in self._calls if index is None or call.index == index]
+        if not at_index or (call_id and (name or index is None)):
+            return self._add(index)
+        latest = at_index[-1]
+        return self._add(index) if name and latest.name and latest.is_complete() else latest
+
+    def _add(self, index: Any) -> _ToolCall:
+        call = _ToolCall(index)
         self._calls.append(call)
         return call
 
 
 class _ToolCall:
-    def __init__(self, call_id: str, index: Any, name: str) -> None:
-        self.id = call_id
+    def __init__(self, index: Any) -> None:
+        self.id = ""
         self.index = index
-        self.name = name
+        self.name = ""
         self.pieces: list[str] = []
+
+    def is_another(self, index: Any, name: str) -> bool:
+        """Whether a piece with the same id begins another call: one that has a name of its own, or an index."""
+        if not name or not self.name:
+            return False
+        has_other_name = name != self.name
+        has_other_index = None not in (index, self.index) and index != self.index
+        if has_other_name and has_other_index:
+            return True
+        return (has_other_name or has_other_index) and self.is_complete()
 
     def is_complete(self) -> bool:
         """Whether the arguments are a whole JSON value already, so that a named piece begins another call."""
@@ -140,6 +158,10 @@ def finish_reason_of(value: Any) -> str | None:
     if not isinstance(value, str) or not value:
         return None
     return "length" if value in _LENGTH_REASONS else clean_text(value)
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _cleaned(value: Any, depth: int) -> Any:

@@ -66,6 +66,34 @@ def piece(arguments: Any = None, *, index: Any = None, call_id: str | None = Non
             ],
             id="whole objects",
         ),
+        pytest.param(
+            [
+                piece("", index=0, call_id="c1"),
+                piece('{"city":"Oslo"}', index=0, name="get_weather"),
+                piece('{"tz":"CET"}', index=1, call_id="c2"),
+                piece(index=1, call_id="c2", name="get_time"),
+            ],
+            id="the name after the id",
+        ),
+        pytest.param(
+            [
+                piece('{"city":', index=0, call_id="c1", name="get_weather"),
+                piece('"Oslo"}', index=0, call_id="x1"),
+                piece('{"tz":', index=1, call_id="c2", name="get_time"),
+                piece('"CET"}', index=1, call_id="x2"),
+            ],
+            id="another id in every piece",
+        ),
+        pytest.param(
+            [
+                piece('{"city":"Oslo"}', index=0, call_id="c1", name="get_weather"),
+                piece("", index=0, call_id="c1", name="get_weather"),
+                piece('{"tz":"CET"}', index=0, call_id="c2", name="get_time"),
+                piece("", call_id="c2", name="get_time"),
+                piece(" ", index=1, call_id="c2"),
+            ],
+            id="nothing more",
+        ),
     ],
 )
 def test_tool_calls_come_together_whatever_their_index(pieces: list[Any]) -> None:
@@ -83,6 +111,36 @@ def test_tool_calls_without_ids_are_told_apart_by_their_names() -> None:
         {"id": "call_0", "name": "f", "arguments": {"a": 1}},
         {"id": "call_1", "name": "g", "arguments": {"b": 2}},
     ]
+
+
+F, G = {"id": "0", "name": "f", "arguments": {"a": 1}}, {"id": "0", "name": "g", "arguments": {"b": 1}}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "whole"),
+    [
+        ([piece('{"a":1}', index=0, name="f"), piece('{"b":1}', index=1, name="g")], [F, G]),
+        ([piece('{"a":1}', index=0, name="f"), piece('{"b":1}', index=0, name="g")], [F, G]),
+        ([piece('{"a":1}', index=0, name="f"), piece('{"a":1}', index=1, name="f")], [F, F]),
+        ([piece('{"a":1}', name="f"), piece('{"b":1}', name="g")], [F, G]),
+        ([piece(index=0, name="f"), piece(index=1, name="g")], [{**F, "arguments": {}}, {**G, "arguments": {}}]),
+        (
+            [
+                piece('{"a":', index=0, name="f"),
+                piece('{"b":', index=1, name="g"),
+                piece("1}", index=0),
+                piece("1}", index=1, name="g"),
+            ],
+            [F, G],
+        ),
+        ([piece('{"a":', index=0, name="f"), piece("1}", index=1, name="f")], [F]),
+    ],
+)
+def test_one_id_may_stand_for_several_calls(pieces: list[Any], whole: list[Any]) -> None:
+    calls = ToolCalls()
+    for delta in pieces:
+        calls.feed({**delta, "id": "0"})
+    assert calls.finish() == whole
 
 
 def test_arguments_that_are_no_json_stay_text_and_none_are_an_empty_object() -> None:
