@@ -192,7 +192,7 @@ def print_items(items: list[dict[str, Any]], *, console: Console | None, stream:
 def print_error(error: Mapping[str, Any], *, status: str, stream: TextIO) -> None:
     """Why a job has not succeeded."""
     details = error.get("details", {})
-    place = details.get("shard_key") or details.get("step_id")
+    place = _place(details)
     where = f" in {place}" if place else ""
     # Of a cancelled job the code says the same.
     code = "" if error["code"] == status else f"{error['code']}: "
@@ -237,4 +237,8 @@ def why_skipped(execution: Mapping[str, Any]) -> str:
 
 
 def _place(data: Mapping[str, Any]) -> str:
-    return str(data.get("shard_key") or data.get("step_id") or "")
+    """The shard, which mostly names its step; a per_item step keeps the keys of the step before it."""
+    step_id, shard_key = str(data.get("step_id") or ""), str(data.get("shard_key") or "")
+    if not step_id or not shard_key or shard_key.rpartition("-")[0] == step_id:
+        return shard_key or step_id
+    return f"{step_id} ({shard_key})"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline_engine.cli.display import TOKEN_LINES, LiveDisplay, PlainDisplay, print_error
+from pipeline_engine.cli.display import TOKEN_LINES, LiveDisplay, PlainDisplay, print_error, print_item_errors
 
 Event = dict[str, Any]
 
@@ -74,6 +74,16 @@ def test_a_skipped_step_says_why(execution: dict[str, Any], reason: str) -> None
             "failed",
             "job failed in a: tool_failed: exit 3\nno\ufffd[31m\n",
         ),
+        (
+            {"code": "tool_failed", "message": "exit 3", "details": {"step_id": "a", "shard_key": "a-1"}},
+            "failed",
+            "job failed in a-1: tool_failed: exit 3\n",
+        ),
+        (  # a per_item step keeps the shard keys of the step before it
+            {"code": "tool_failed", "message": "exit 3", "details": {"step_id": "check", "shard_key": "rows-0"}},
+            "failed",
+            "job failed in check (rows-0): tool_failed: exit 3\n",
+        ),
     ],
 )
 def test_an_error_is_told_with_its_place_and_without_saying_anything_twice(
@@ -82,3 +92,19 @@ def test_an_error_is_told_with_its_place_and_without_saying_anything_twice(
     stream = io.StringIO()
     print_error(error, status=status, stream=stream)
     assert stream.getvalue() == f"pipeline-engine: {words}"
+
+
+@pytest.mark.parametrize(("key", "place"), [("rows-0", "row (rows-0)"), ("row-0", "row-0"), ("row-x-0", "row (row-x-0)")])
+def test_an_item_of_another_step_is_told_with_the_step_that_failed(key: str, place: str) -> None:
+    error = {"code": "tool_failed", "message": "exit 3", "details": {"step_id": "row", "shard_key": key}}
+    stream = io.StringIO()
+    display = PlainDisplay(stream)
+    display.show(event("step_retrying", step_id="row", shard_key=key, attempt=2, delay_s=1, error=error))
+    display.show(event("step_completed", step_id="row", name="Row", status="success", errors=[error]))
+    print_item_errors([error], stream=stream)
+    assert stream.getvalue().splitlines() == [
+        f"{place}: exit 3; attempt 2 in 1 s",
+        "Row: success",
+        f"  {place}: exit 3",
+        f"  {place}: tool_failed: exit 3",
+    ]
