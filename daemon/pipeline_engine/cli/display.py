@@ -87,8 +87,8 @@ class PlainDisplay:
         return None
 
     def _line(self, text: str) -> None:
-        # When nobody reads the progress any more, the job goes on all the same.
-        with suppress(BrokenPipeError):
+        # When nobody reads the progress any more, or its terminal is gone, the job goes on all the same.
+        with suppress(OSError):
             self._stream.write(printable(text) + "\n")
             self._stream.flush()
 
@@ -128,7 +128,8 @@ class LiveDisplay:
 
     def close(self) -> None:
         self._closed = True
-        self._live.stop()
+        with suppress(OSError):  # the terminal is gone
+            self._live.stop()
 
     def _hear(self, data: Mapping[str, Any]) -> None:
         """Follow one answer at a time: a new one takes over, so that no two are mixed."""

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -177,13 +177,21 @@ def _warn_of_mistakes(local: LocalEngine, request: JobRequest) -> None:
 async def _cancelled_by_signals(
     engine: Engine, job_id: JobId, end_at_once: Callable[[], NoReturn]
 ) -> AsyncIterator[None]:
-    """While in the block, the first Ctrl-C (or SIGTERM) cancels the job, and a second one ends the program."""
+    """While in the block, the first Ctrl-C (or SIGTERM) cancels the job, and a second one ends the program.
+
+    A terminal that is closed (SIGHUP) cancels the job as well.
+    """
     token = trio.lowlevel.current_trio_token()
     asked = trio.Event()
     signals = 0
+    terminals = [number for number in (0, 1, 2) if os.isatty(number)]
 
-    def heed(*_: object) -> None:
+    def heed(number: int, _: object) -> None:
         nonlocal signals
+        if number == signal.SIGHUP:
+            # Both the kernel and the shell send it, one perhaps while the job's data is being removed.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            _abandon(terminals)
         signals += 1
         if signals > 1:
             # Not by way of the event loop: a handler may be blocking it, and a tool have a long grace.
@@ -194,7 +202,10 @@ async def _cancelled_by_signals(
         await asked.wait()
         await engine.cancel(job_id, "cancelled by the user")
 
-    before = {number: signal.signal(number, heed) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        heeded.append(signal.SIGHUP)
+    before = {number: signal.signal(number, heed) for number in heeded}
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cancel)
@@ -202,7 +213,17 @@ async def _cancelled_by_signals(
             nursery.cancel_scope.cancel()
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is heed:
+                signal.signal(number, handler)
+
+
+def _abandon(terminals: Iterable[int]) -> None:
+    """Let the descriptors of terminals that are gone lead nowhere, where writing to them fails."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in terminals:
+        if not os.isatty(number):
+            os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def _report(job: Job, *, as_json: bool) -> None:

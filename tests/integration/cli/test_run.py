@@ -215,7 +215,7 @@ def wait_until(check: object, seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_cancels_the_job_and_leaves_nothing(home: Path, which: signal.Signals) -> None:
     marker = f"3600.{os.getpid()}{int(which)}"
     script = f"touch {home}/started; (trap '' TERM; sleep {marker}) & sleep {marker}"
@@ -237,6 +237,43 @@ def test_a_signal_cancels_the_job_and_leaves_nothing(home: Path, which: signal.S
     assert [execution["status"] for execution in job["step_executions"]] == ["cancelled"]
     assert children_of(marker) == []
     assert not list(home.glob("pipeline-engine-*"))
+
+
+def test_a_terminal_that_is_closed_cancels_the_job_and_leaves_nothing(home: Path) -> None:
+    main, secondary = pty.openpty()
+    script = f"trap 'touch {home}/asked; exit' TERM; touch {home}/started; while :; do sleep 0.05; done"
+    process = subprocess.Popen(
+        [*COMMAND, "run", "shell.yaml", "--config", "tools.toml", "-o", f"script={script}"],
+        cwd=home,
+        env=environment(home) | {"TERM": "xterm"},
+        stdin=secondary,
+        stdout=secondary,
+        stderr=secondary,
+    )
+    os.close(secondary)
+    wait_until((home / "started").exists)
+    os.close(main)
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGHUP)  # the shell tells of it too
+    assert process.wait(20) == 130
+    assert (home / "asked").exists()  # it was not ended at once
+    assert not list(home.glob("pipeline-engine-*"))
+
+
+def test_a_job_that_shall_outlive_the_terminal_does(home: Path) -> None:
+    script = f"touch {home}/started; while [ ! -e {home}/told ]; do sleep 0.05; done; echo done"
+    process = subprocess.Popen(
+        ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh", *COMMAND, "run", "shell.yaml", "--config", "tools.toml"]
+        + ["-o", f"script={script}"],
+        cwd=home,
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    wait_until((home / "started").exists)
+    process.send_signal(signal.SIGHUP)
+    (home / "told").touch()
+    assert (process.communicate(timeout=20)[0], process.returncode) == ("done\n", 0)
 
 
 def test_a_second_ctrl_c_ends_the_program_at_once(home: Path) -> None:
