@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 
@@ -20,10 +21,19 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    """Standard streams that were closed (`>&-`) lead nowhere, and no file that is opened takes their place."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    """Let no file that is opened take the place of a standard stream that was closed (`>&-`).
+
+    Its use fails with EBADF, as it would in other programs: no output must get lost, and no input be empty. What goes to
+    standard error is lost alone.
+    """
+    for name, mode, flags in (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode, encoding="utf-8"))
+
+
+def stdin_is_closed() -> bool:
+    """Whether there was no standard input when the program was started."""
+    return fcntl.fcntl(0, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
 
 
 def _run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -88,7 +89,9 @@ class LazyGroup(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
             if isinstance(exc, BrokenPipeError):  # as `head` wants it
                 sys.exit(EXIT_NO_READER)
-            click.echo(f"pipeline-engine: standard output cannot be written: {exc.strerror}", err=True)
+            is_closed = exc.errno == errno.EBADF
+            words = "is closed" if is_closed else f"cannot be written: {exc.strerror}"
+            click.echo(f"pipeline-engine: standard output {words}", err=True)
             sys.exit(EXIT_FAILED)
         sys.exit(code)
 

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import click
 
 from pipeline_engine.archive.importing import ImportReport, import_jobs
+from pipeline_engine.cli import stdin_is_closed
 from pipeline_engine.cli.client import print_json
 from pipeline_engine.cli.display import printable
 from pipeline_engine.config import Config
@@ -72,6 +73,8 @@ def _name_of(file: Path) -> str:
 @contextmanager
 def _opened(file: Path) -> Iterator[BinaryIO]:
     if file == Path("-"):
+        if stdin_is_closed():
+            raise click.UsageError("standard input (-) is closed")
         yield sys.stdin.buffer
         return
     try:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import trio
 
+from pipeline_engine.cli import stdin_is_closed
 from pipeline_engine.cli.client import EXIT_REFUSED, fail
 from pipeline_engine_sdk import AsyncPipelineEngineClient, PipelineEngineError
 
@@ -33,6 +34,10 @@ def command(url: str | None, directories: tuple[Path, ...], read_only: bool) -> 
     Such programs start this command themselves: docs/mcp.md has their settings. It is a client of the daemon, which may
     be started before or after. Exit codes: 0 the client has left, 2 usage, or the extra `mcp` is not installed.
     """
+    if stdin_is_closed():
+        raise click.UsageError(
+            "standard input is closed: an agent or an editor starts this command, and speaks to it there"
+        )
     try:
         from pipeline_engine.mcp_server.files import FileAccess  # noqa: PLC0415 - the extra may be missing
         from pipeline_engine.mcp_server.server import serve  # noqa: PLC0415

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from pipeline_engine.cli import stdin_is_closed
 from pipeline_engine.jsontext import JsonTextError, loads_strict
 from pipeline_engine.models import Source
 
@@ -71,6 +72,8 @@ def parse_source(text: str) -> Source:
 
 
 def _read(name: str) -> bytes:
+    if name == "-" and stdin_is_closed():
+        raise click.BadParameter("standard input (-) is closed")
     try:
         return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as exc:

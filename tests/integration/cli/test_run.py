@@ -262,9 +262,9 @@ def test_a_terminal_that_is_closed_cancels_the_job_and_leaves_nothing(home: Path
 
 def test_a_job_that_shall_outlive_the_terminal_does(home: Path) -> None:
     script = f"touch {home}/started; while [ ! -e {home}/told ]; do sleep 0.05; done; echo done"
+    arguments = ["run", "shell.yaml", "--config", "tools.toml", "-o", f"script={script}"]
     process = subprocess.Popen(
-        ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh", *COMMAND, "run", "shell.yaml", "--config", "tools.toml"]
-        + ["-o", f"script={script}"],
+        ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh", *COMMAND, *arguments],
         cwd=home,
         env=environment(home),
         stdout=subprocess.PIPE,
@@ -380,17 +380,46 @@ def test_help_is_quick_to_say_what_there_is(home: Path) -> None:
     assert b"pipelines" in done.stdout
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
-def test_closed_standard_streams_lead_nowhere(home: Path, closed: str) -> None:
-    arguments = [*COMMAND, "run", "greeting.yaml", "--source", "note:in=-", "--option", "word=hi"]
-    done = subprocess.run(
-        ["sh", "-c", f'exec "$@" {closed}', "sh", *arguments],
+def closing(home: Path, closed: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *COMMAND, *arguments],
         cwd=home,
         env=environment(home),
-        input=b"one\ntwo\n",
+        input="one\ntwo\n",
         capture_output=True,
+        encoding="utf-8",
+        timeout=30,
         check=False,
     )
-    assert done.returncode == 0
-    assert b"Traceback" not in done.stderr
-    assert (done.stdout == b"") == (">&-" in closed.split())
+
+
+@pytest.mark.parametrize(
+    ("closed", "code", "words"),
+    [
+        (">&-", 1, "pipeline-engine: standard output is closed\n"),
+        ("2>&-", 0, ""),
+        ("<&-", 2, "standard input (-) is closed\n"),
+        (">&- 2>&- <&-", 2, ""),
+    ],
+)
+def test_a_closed_standard_stream_is_no_success_where_it_is_needed(
+    home: Path, closed: str, code: int, words: str
+) -> None:
+    done = closing(home, closed, "run", "greeting.yaml", "--source", "note:in=-", "--option", "word=hi")
+    assert (done.returncode, done.stdout) == (code, "" if code else "hi 1\n")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith(words)
+
+
+def test_closed_standard_streams_that_are_not_needed_do_no_harm(home: Path) -> None:
+    done = closing(home, "<&- 2>&-", "run", "greeting.yaml", "--option", "word=hi")
+    assert (done.returncode, done.stdout) == (0, "hi 0\n")
+    done = closing(home, ">&-", "run", "absent.yaml")
+    assert (done.returncode, done.stderr) == (2, "pipeline-engine: absent.yaml: there is no such file\n")
+
+
+@pytest.mark.parametrize("arguments", [("import", "-", "--data-dir", "data"), ("mcp",)], ids=["import", "mcp"])
+def test_what_reads_a_closed_standard_input_says_so(home: Path, arguments: tuple[str, ...]) -> None:
+    done = closing(home, "<&-", *arguments)
+    assert (done.returncode, done.stdout, "is closed" in done.stderr) == (2, "", True)
+    assert "Traceback" not in done.stderr

@@ -94,7 +94,9 @@ def test_an_error_is_told_with_its_place_and_without_saying_anything_twice(
     assert stream.getvalue() == f"pipeline-engine: {words}"
 
 
-@pytest.mark.parametrize(("key", "place"), [("rows-0", "row (rows-0)"), ("row-0", "row-0"), ("row-x-0", "row (row-x-0)")])
+@pytest.mark.parametrize(
+    ("key", "place"), [("rows-0", "row (rows-0)"), ("row-0", "row-0"), ("row-x-0", "row (row-x-0)")]
+)
 def test_an_item_of_another_step_is_told_with_the_step_that_failed(key: str, place: str) -> None:
     error = {"code": "tool_failed", "message": "exit 3", "details": {"step_id": "row", "shard_key": key}}
     stream = io.StringIO()
