@@ -14,7 +14,7 @@ import click
 from pipeline_engine.archive.exporting import export_jobs, finished_jobs
 from pipeline_engine.cli.client import print_json
 from pipeline_engine.cli.display import printable
-from pipeline_engine.cli.sources import parse_label
+from pipeline_engine.cli.options import parse_label
 from pipeline_engine.config_loader import load_config
 from pipeline_engine.errors import PipelineEngineError
 from pipeline_engine.models import JobId, JobStatus

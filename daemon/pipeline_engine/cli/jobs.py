@@ -22,7 +22,7 @@ from pipeline_engine.cli.client import (
     print_table,
 )
 from pipeline_engine.cli.display import print_error, print_item_errors, print_items, printable, why_skipped
-from pipeline_engine.cli.sources import parse_label
+from pipeline_engine.cli.options import parse_label
 from pipeline_engine_sdk import Job, PipelineEngineClient, StepExecution, parse_timestamp
 
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 import msgspec
 import trio
+from msgspec.structs import replace
 from rich.console import Console
 
 from pipeline_engine import job_runner
@@ -30,7 +31,8 @@ from pipeline_engine.cli.display import (
     printable,
 )
 from pipeline_engine.cli.likely_mistakes import warn, warn_of_mistakes
-from pipeline_engine.cli.sources import job_input, parse_option, parse_sources
+from pipeline_engine.cli.options import option_values, parse_options, text_hint
+from pipeline_engine.cli.sources import job_input, parse_sources
 from pipeline_engine.config import Config
 from pipeline_engine.config_loader import load_config
 from pipeline_engine.decoding import to_json
@@ -69,10 +71,11 @@ def command(
     """
     config = load_config(environ=os.environ, config_file=config_file, overrides={})
     definition = _definition(pipeline, config)
+    written = parse_options(options)
     request = JobRequest(
         pipeline=definition,
         pipeline_type=None if definition is not None else pipeline,
-        input=JobInput(sources=parse_sources(sources), options=dict(parse_option(text) for text in options)),
+        input=JobInput(sources=parse_sources(sources)),
         dry_run=dry_run,
     )
     with ExitStack() as stack:
@@ -95,11 +98,12 @@ def command(
             finally:
                 os._exit(EXIT_INTERRUPTED)
 
-        job = trio.run(_run, config, data_dir, redactor, request, display, end_at_once)
+        job = trio.run(_run, config, data_dir, redactor, request, written, display, end_at_once)
     if isinstance(job, UnknownPipelineError):
         hint = "a definition file is named by its path, and found by its type in PIPELINE_ENGINE_PIPELINES_DIR"
         raise PipelineEngineError(f"{job.message}; {hint}")
     if isinstance(job, PipelineEngineError):
+        job.message += text_hint(job.message, written)
         raise job
     _report(job, as_json=as_json)
     sys.exit(EXIT_CODES[job.status])
@@ -143,6 +147,7 @@ async def _run(
     data_dir: Path,
     redactor: Redactor,
     request: JobRequest,
+    options: Mapping[str, str],
     display: Display,
     end_at_once: Callable[[], NoReturn],
 ) -> Job | PipelineEngineError:
@@ -150,10 +155,13 @@ async def _run(
     async with open_local_engine(config, data_dir=data_dir, environ=os.environ, redactor=redactor) as local:
         engine = local.engine
         try:
-            job = await engine.submit(request)
+            definition = request.pipeline or local.catalog.pipelines.find(request.pipeline_type or "").definition
+            values = option_values(options, definition.options_schema)
+            job_input = replace(request.input, options=values)
+            job = await engine.submit(replace(request, input=job_input))
         except PipelineEngineError as exc:
             return exc
-        _warn_of_mistakes(local, request)
+        _warn_of_mistakes(local, definition, job_input)
         async with _cancelled_by_signals(engine, job.id, end_at_once), engine.follow(job.id) as follower:
             while (lines := await follower.next_batch()) is not None:
                 for line in lines:
@@ -161,14 +169,13 @@ async def _run(
         return await engine.get_job(job.id)
 
 
-def _warn_of_mistakes(local: LocalEngine, request: JobRequest) -> None:
-    definition = request.pipeline or local.catalog.pipelines.find(request.pipeline_type or "").definition
-    warn_of_mistakes(definition, has_sources=bool(request.input.sources))
+def _warn_of_mistakes(local: LocalEngine, definition: PipelineDef, job_input: JobInput) -> None:
+    warn_of_mistakes(definition, has_sources=bool(job_input.sources))
     # An option that nothing reads is most likely misspelt.
     read = local.checker.options_read(definition)
     if read is None:
         return
-    for name in request.input.options:
+    for name in job_input.options:
         if name not in read:
             warn(f"nothing in this pipeline reads the option {name!r}; {known_names(name, read)}")
 

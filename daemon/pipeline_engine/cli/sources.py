@@ -1,4 +1,4 @@
-"""The pipeline, sources, options and labels of a job from the command line."""
+"""The pipeline and the sources of a job from the command line."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import base64
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from pipeline_engine.cli import stdin_is_closed
-from pipeline_engine.jsontext import JsonTextError, loads_strict
 from pipeline_engine.models import Source
 
 
@@ -64,8 +62,8 @@ def parse_source(text: str) -> Source:
     if not name:
         raise click.BadParameter(f"{text!r} names no file")
     data = _read(name)
-    label = _characters(label or Path(name).name)
-    kind = _characters(kind)
+    label = characters(label or Path(name).name)
+    kind = characters(kind)
     if b"\0" in data:
         return Source(kind=kind or "raw", label=label, content_base64=base64.b64encode(data).decode())
     return Source(kind=kind or "raw", label=label, content=data.decode("utf-8", "replace"))
@@ -80,25 +78,6 @@ def _read(name: str) -> bytes:
         raise click.BadParameter(f"cannot read {name}: {exc.strerror}") from exc
 
 
-def parse_option(text: str) -> tuple[str, Any]:
-    """A name and a value from `NAME=VALUE`; a value that is JSON is that, any other a text."""
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
-    try:
-        return name, loads_strict(value)
-    except JsonTextError:
-        return _characters(name), _characters(value)
-
-
-def parse_label(text: str) -> tuple[str, str]:
-    """A name and a value from `NAME=VALUE`."""
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
-    return name, value
-
-
-def _characters(text: str) -> str:
+def characters(text: str) -> str:
     """The argument without the bytes that are not UTF-8, which Python hides in it as halves of surrogate pairs."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

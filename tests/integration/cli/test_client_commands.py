@@ -81,6 +81,19 @@ def test_submit_takes_a_definition_from_a_file(daemon: DaemonProcess, tmp_path: 
     assert (missing.returncode, "none.yaml" in missing.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("is_put", [False, True])
+def test_an_option_that_the_schema_calls_a_text_is_one(daemon: DaemonProcess, tmp_path: Path, *, is_put: bool) -> None:
+    schema = "options_schema: {properties: {v: {type: string}, w: {allOf: [{type: string}]}}}\n"
+    file = tmp_path / "texts.yaml"
+    file.write_text(GOOD.replace("put.v1", "texts.v1") + schema, encoding="utf-8")
+    if is_put:
+        ok(daemon, "pipelines", "put", str(file))
+    pipeline = "texts.v1" if is_put else str(file)
+    assert ok_json(daemon, "submit", pipeline, "-o", "v=1.10")["job"]["input"]["options"] == {"v": "1.10"}
+    refused = call(daemon, "submit", pipeline, "-o", "w=2024")
+    assert (refused.returncode, refused.stderr.endswith("""; as a text it is written -o 'w="2024"'\n""")) == (2, True)
+
+
 def test_a_failed_job_is_told_and_counts_as_one(daemon: DaemonProcess) -> None:
     done = call(daemon, "submit", "shell.v1", "--option", "script=echo no >&2; exit 3", "--follow")
     assert done.returncode == 1

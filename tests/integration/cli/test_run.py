@@ -100,6 +100,18 @@ def test_an_option_that_the_schema_rules_out_is_an_error(home: Path) -> None:
     assert (done.returncode, "input.options" in done.stderr, "'wrod'" in done.stderr) == (2, True, True)
 
 
+def test_an_option_that_the_schema_calls_a_text_is_one(home: Path) -> None:
+    (home / "text.yaml").write_text(
+        GREETING + "options_schema: {properties: {word: {type: string}}}\n", encoding="utf-8"
+    )
+    assert run(home, "text.yaml", "--option", "word=1.10", "--quiet").stdout == "1.10 0\n"
+    schema = "options_schema: {properties: {word: {allOf: [{type: string}]}}}\n"
+    (home / "hidden.yaml").write_text(GREETING + schema, encoding="utf-8")
+    done = run(home, "hidden.yaml", "--option", "word=2024")
+    assert done.returncode == 2
+    assert done.stderr.endswith("""2024 is not of type 'string'; as a text it is written -o 'word="2024"'\n""")
+
+
 def test_json_prints_the_job_and_nothing_else(home: Path) -> None:
     done = run(home, "greeting.yaml", "--source", "note:in=in.txt", "--option", "word=hi", "--json")
     job = json.loads(done.stdout)["job"]
