@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -98,7 +98,8 @@ def command(
             finally:
                 os._exit(EXIT_INTERRUPTED)
 
-        job = trio.run(_run, config, data_dir, redactor, request, written, display, end_at_once)
+        with _printing_to_stderr():
+            job = trio.run(_run, config, data_dir, redactor, request, written, display, end_at_once)
     if isinstance(job, UnknownPipelineError):
         hint = "a definition file is named by its path, and found by its type in PIPELINE_ENGINE_PIPELINES_DIR"
         raise PipelineEngineError(f"{job.message}; {hint}")
@@ -140,6 +141,22 @@ def _display(*, quiet: bool) -> Display:
         return QuietDisplay()
     console = Console(stderr=True)
     return LiveDisplay(console) if console.is_terminal else PlainDisplay(sys.stderr)
+
+
+@contextmanager
+def _printing_to_stderr() -> Iterator[None]:
+    """Keep standard output for the results: what handlers print in the block, and programs that they start, is none."""
+    is_terminal = os.isatty(1)
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        if is_terminal:
+            _abandon([1])
 
 
 async def _run(

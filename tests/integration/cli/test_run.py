@@ -322,6 +322,25 @@ def test_a_handler_that_fails_is_told_with_its_place_and_its_traceback(home: Pat
     assert done.stderr.count('    return x["nokey"]\n') == 1
 
 
+def test_what_a_handler_prints_goes_to_stderr(home: Path) -> None:
+    (home / "hh.py").write_text(
+        "import os, subprocess\nprint('imported')\n"
+        "def talk(item):\n    print('printed')\n    subprocess.run(['echo', 'echoed'])\n    os.write(1, b'written')\n"
+        "    return 'made'\n",
+        encoding="utf-8",
+    )
+    (home / "handlers.toml").write_text('[handlers]\ntalk = "hh:talk"\n', encoding="utf-8")
+    (home / "talk.yaml").write_text(
+        "type: t\nsteps: [{id: s, kind: custom, export: true, config: {handler: talk}}]\n", encoding="utf-8"
+    )
+    arguments = ["talk.yaml", "--config", "handlers.toml"]
+    done = run(home, *arguments, PYTHONPATH=str(home))
+    assert (done.returncode, done.stdout) == (0, "made\n")
+    assert all(words in done.stderr for words in ("imported", "printed", "echoed", "written"))
+    done = run(home, *arguments, "--json", "--quiet", PYTHONPATH=str(home))
+    assert json.loads(done.stdout)["job"]["result"]["items"][0]["data"]["text"] == "made"
+
+
 def test_after_kill_9_a_run_on_the_same_data_goes_on(home: Path) -> None:
     """What was finished is not done again; the log of the job has no gap."""
     (home / "many.yaml").write_text(
