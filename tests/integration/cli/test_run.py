@@ -291,7 +291,7 @@ def test_a_job_that_shall_outlive_the_terminal_does(home: Path) -> None:
 def test_a_second_ctrl_c_ends_the_program_at_once(home: Path) -> None:
     (home / "patient.toml").write_text(TOOLS.replace("grace_s = 0.3", "grace_s = 60"), encoding="utf-8")
     marker = f"3600.{os.getpid()}"
-    script = f"trap 'touch {home}/asked' TERM; touch {home}/started; sleep {marker} & while :; do sleep {marker}; done"
+    script = f"trap 'touch {home}/asked' TERM; touch {home}/started; sleep {marker} & while :; do sleep 0.05; done"
     process = subprocess.Popen(
         [*COMMAND, "run", "shell.yaml", "--config", "patient.toml", "-o", f"script={script}"],
         cwd=home,
