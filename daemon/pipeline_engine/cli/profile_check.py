@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -15,6 +16,7 @@ from pipeline_engine.errors import ErrorCode, PipelineEngineError, ProviderError
 from pipeline_engine.models import ProviderKind, ProviderProfile
 from pipeline_engine.providers.base import Chunk, Message, ProviderCall
 from pipeline_engine.providers.local_tool import LocalToolProvider
+from pipeline_engine.providers.process import base_environment
 from pipeline_engine.providers.registry import ProviderRegistry, open_registry
 
 LIST_TIMEOUT = 30.0  # seconds
@@ -99,11 +101,28 @@ async def _first_token(registry: ProviderRegistry, profile: ProviderProfile) -> 
 
 
 def _find_program(profile: ProviderProfile) -> Finding:
-    program = profile.extra.command[0]
-    place = shutil.which(program)
-    if "{" in program:
+    program, cwd = profile.extra.command[0], profile.extra.cwd
+    # As its child is started: with the PATH that the profile sets, if it does.
+    path = profile.extra.env.get("PATH") or base_environment(os.environ)["PATH"]
+    if "{" in program or ("/" not in program and "{" in path):
         return Finding(check="program", ok=True, message=f"{program} is known only when a step runs", seconds=0.0)
-    message = f"the program {program!r} " + (f"is {place}" if place else "is not on PATH")
+    place, words = None, f"the program {program!r}"
+    if "/" not in program:
+        place = shutil.which(program, path=path)
+        words += " is not on PATH"
+    elif Path(program).is_absolute():
+        place = shutil.which(program)
+        words += " is not there, or not executable"
+    elif cwd is None:
+        words += (
+            " would be looked for in the empty folder in which the tool works: give its full path, or set extra.cwd"
+        )
+    else:
+        place = shutil.which(Path(cwd, program))
+        words += f" is not in {cwd}, where the tool works (extra.cwd), or not executable: give its full path"
+    if place is not None and cwd is not None and not Path(cwd).is_dir():
+        place, words = None, f"there is no folder {cwd} (extra.cwd), where the tool works"
+    message = f"the program {program!r} is {place}" if place is not None else words
     return Finding(check="program", ok=place is not None, message=message, seconds=0.0, value=place)
 
 

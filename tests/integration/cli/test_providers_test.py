@@ -26,7 +26,9 @@ def write_profile(tmp_path: Path, **profile: Any) -> None:
     extra = given.pop("extra", None)
     lines = ["[[providers]]", *(f"{key} = {json.dumps(value)}" for key, value in given.items())]
     if extra is not None:
+        env = extra.pop("env", {})
         lines += ["[providers.extra]", *(f"{key} = {json.dumps(value)}" for key, value in extra.items())]
+        lines += ["[providers.extra.env]", *(f"{key} = {json.dumps(value)}" for key, value in env.items())]
     (tmp_path / "config.toml").write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -123,11 +125,33 @@ async def test_ollama_lists_its_models_elsewhere(tmp_path: Path) -> None:
     assert b"not among" not in done.stdout
 
 
-@pytest.mark.parametrize(("program", "code"), [("cat", 0), ("no-such-program", 1)])
-async def test_a_tool_is_looked_for_and_not_run(tmp_path: Path, program: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"command": ["cat"]}, "ok: the program 'cat' is "),
+        ({"command": ["no-such-program"]}, "failed: the program 'no-such-program' is not on PATH"),
+        ({"command": ["tool.sh"], "env": {"PATH": "{here}/bin"}}, "ok: the program 'tool.sh' is {here}/bin/tool.sh"),
+        ({"command": ["{here}/bin/tool.sh"]}, "ok: "),
+        ({"command": ["{here}/bin/absent"]}, "failed: the program '{here}/bin/absent' is not there, or not executable"),
+        # It is there where this command runs, but that is not where the tool works.
+        ({"command": ["bin/tool.sh"]}, "failed: the program 'bin/tool.sh' would be looked for in the empty folder"),
+        ({"command": ["bin/tool.sh"], "cwd": "{here}"}, "ok: the program 'bin/tool.sh' is {here}/bin/tool.sh"),
+        ({"command": ["./tool.sh"], "cwd": "{here}"}, "failed: the program './tool.sh' is not in {here}"),
+        ({"command": ["cat"], "cwd": "{here}/none"}, "failed: there is no folder {here}/none (extra.cwd)"),
+    ],
+)
+async def test_a_tool_is_looked_for_where_it_is_started_and_not_run(
+    tmp_path: Path, extra: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tool.sh").write_text("#!/bin/sh\n", encoding="utf-8")
+    (tmp_path / "bin" / "tool.sh").chmod(0o755)
+    placed = json.loads(json.dumps(extra).replace("{here}", str(tmp_path)))
     tool = {"kind": "local_tool", "base_uri": "", "default_model": "", "api_key": ""}
-    done = await run(tmp_path, "mine", **tool, extra={"command": [program]})
-    assert done.returncode == code, done.stderr
+    done = await run(tmp_path, "mine", **tool, extra=placed)
+    expected = words.replace("{here}", str(tmp_path))
+    assert done.stdout.decode().startswith(expected), done.stderr
+    assert done.returncode == (0 if words.startswith("ok") else 1)
 
 
 async def test_an_unknown_profile_is_a_mistake_in_the_command(tmp_path: Path) -> None:
