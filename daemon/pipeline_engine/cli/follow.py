@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Any
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from pipeline_engine.cli.client import EXIT_CANCELLED, EXIT_CODES, client_options, open_client
 from pipeline_engine.cli.display import Display, LiveDisplay, PlainDisplay, QuietDisplay, print_error, print_items
 from pipeline_engine_sdk import Event, Job
+
+CERTAIN_ERRORS = {"template_error"}  # which the same steps meet again on the same input
 
 
 @click.command()
@@ -35,7 +38,7 @@ def command(job_id: str, after_seq: int, quiet: bool, url: str | None, as_json: 
             sys.exit(EXIT_CANCELLED)
         job = client.get_job(job_id)
     if not as_json:
-        print_results(job)
+        print_results(job, url=url)
     sys.exit(EXIT_CODES[job.status])
 
 
@@ -68,12 +71,19 @@ def show_events(events: Any, display: Display) -> None:
         display.close()
 
 
-def print_results(job: Job) -> None:
-    """The items of the job on standard output, and why it failed on standard error."""
+def print_results(job: Job, *, url: str | None) -> None:
+    """The items of the job on standard output, and why it failed on standard error, with what can be done.
+
+    `url` is what --url has named.
+    """
     items = [item.to_dict() for item in job.result.items] if job.result is not None else []
     # A display that was closed has left the terminal to us.
     print_items(items, console=Console() if sys.stdout.isatty() else None, stream=sys.stdout)
-    if job.error is not None:
-        print_error(job.error.to_dict(), status=job.status, stream=sys.stderr)
-        again = f"pipeline-engine jobs rerun {job.id} --reuse-upstream"
-        print(f"pipeline-engine: what there is: pipeline-engine jobs show {job.id}; again: {again}", file=sys.stderr)
+    if job.error is None:
+        return
+    print_error(job.error.to_dict(), status=job.status, stream=sys.stderr)
+    where = "" if url is None else f" --url {shlex.quote(url)}"
+    words = f"what there is: pipeline-engine jobs show {job.id}{where}"
+    if job.error.code not in CERTAIN_ERRORS:
+        words += f"; again: pipeline-engine jobs rerun {job.id} --reuse-upstream{where}"
+    print(f"pipeline-engine: {words}", file=sys.stderr)

@@ -82,7 +82,7 @@ def command(
     if as_json:
         print_json({"job": job})
     elif follows:
-        print_results(job)
+        print_results(job, url=url)
     else:
         click.echo(job.id)
     if follows:

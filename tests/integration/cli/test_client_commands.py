@@ -457,3 +457,18 @@ def test_what_a_cancelled_job_shows(daemon: DaemonProcess, client: PipelineEngin
     followed = call(daemon, "follow", job_id)
     assert followed.returncode == 130
     assert f"pipeline-engine jobs rerun {job_id} --reuse-upstream" in followed.stderr
+
+
+def test_what_a_failed_job_names_is_what_can_help(daemon: DaemonProcess, tmp_path: Path) -> None:
+    script = "--option=script=exit 3"
+    hint = call(daemon, "submit", "shell.v1", script, "--follow", "--url", daemon.url).stderr.splitlines()[-1]
+    job_id = ok_json(daemon, "jobs", "list", "-n", "1")["jobs"][0]["id"]
+    shown, _, again = hint.removeprefix("pipeline-engine: what there is: ").partition("; again: ")
+    assert shown == f"pipeline-engine jobs show {job_id} --url {daemon.url}"
+    assert again == f"pipeline-engine jobs rerun {job_id} --reuse-upstream --url {daemon.url}"
+    file = tmp_path / "p.yaml"
+    file.write_text(GOOD.replace("identity", 'template, template: "{{ options.x }}"'), encoding="utf-8")
+    failed = call(daemon, "submit", str(file), "--follow")
+    assert (failed.returncode, "template_error" in failed.stderr) == (1, True)
+    assert "pipeline-engine jobs show job_" in failed.stderr
+    assert "again" not in failed.stderr
