@@ -313,6 +313,10 @@ class _ErrorAnswer(msgspec.Struct):
     error: _ErrorBody
 
 
+#: What servers of other kinds say to a call that they do not know.
+UNKNOWN_CALL = {404, 405, 501}
+
+
 def read_error(call: Call[Any], status: int, content: bytes, *, retry_after: float | None) -> ApiError | ProtocolError:
     """The error that an answer with that status tells."""
     if not 400 <= status <= 599:
@@ -322,6 +326,8 @@ def read_error(call: Call[Any], status: int, content: bytes, *, retry_after: flo
     except (msgspec.DecodeError, UnicodeDecodeError):
         # Not the daemon's own words: a proxy before it, or a server of another kind.
         words = f"{call} was answered with the status {status}"
+        if status in UNKNOWN_CALL:
+            words += ", and not by a Pipeline Engine; is there one at that address?"
         class_ = class_for(None, status)
         return class_(words, status=status, retry_after=retry_after, job_id=call.job_id)
     job_id = call.job_id or body.details.get("job_id")

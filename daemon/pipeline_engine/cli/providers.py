@@ -42,7 +42,8 @@ def test_provider(profile_id: str, config_file: Path | None, as_json: bool) -> N
     profile = config.providers.get(profile_id)
     if profile is None:
         known = ", ".join(sorted(config.providers))
-        raise click.UsageError(f"the configuration has no profile {profile_id!r}; known: {known}")
+        words = "it is the configuration of files and the environment that is tested; `providers list` asks a daemon"
+        raise click.UsageError(f"the configuration has no profile {profile_id!r}; known: {known}; {words}")
     findings: list[Finding] = []
 
     def report(finding: Finding) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from pipeline_engine.errors import ErrorCode, StepError
 from pipeline_engine.jsontext import dumps_compact
-from pipeline_engine.models import OutputType, Split, StepDef, StepId, StepKind, StepMode
+from pipeline_engine.models import OutputType, Split, SplitBy, StepDef, StepId, StepKind, StepMode
 from pipeline_engine.pipeline import PROVIDER_KINDS, input_step
 from pipeline_engine.steps.context import JobContext, artifact_ids
 from pipeline_engine.steps.sharding import Piece, split_source
@@ -50,6 +50,8 @@ def make_shards(context: JobContext, step: StepDef, *, dry_run: bool) -> list[Sh
     for shard in _shards(context, step, dry_run=dry_run):
         if len(shards) >= context.services.max_items:
             words = f"the step would have more than {context.services.max_items} items (limits.max_items)"
+            if step.config.split is not None and step.config.split.by is not SplitBy.REGEX:
+                words += "; a larger split.size makes fewer"
             raise StepError(ErrorCode.BUDGET_EXCEEDED, words)
         shards.append(shard)
     return shards

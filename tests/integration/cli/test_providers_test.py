@@ -158,3 +158,4 @@ async def test_an_unknown_profile_is_a_mistake_in_the_command(tmp_path: Path) ->
     done = await run(tmp_path, "other", base_uri="http://127.0.0.1:1")
     assert done.returncode == 2
     assert b"no profile 'other'; known: " in done.stderr
+    assert b"`providers list` asks a daemon" in done.stderr  # which may know it

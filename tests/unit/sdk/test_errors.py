@@ -9,6 +9,7 @@ import pytest
 
 import pipeline_engine_sdk
 from pipeline_engine_sdk import PipelineEngineError
+from pipeline_engine_sdk._calls import get_job, read_error
 from pipeline_engine_sdk._errors import class_for
 
 CLASSES = [
@@ -50,3 +51,19 @@ def test_there_are_errors_for_all_that_the_daemon_refuses() -> None:
 )
 def test_the_code_chooses_the_class_and_else_the_status(code: str | None, status: int | None, name: str) -> None:
     assert class_for(code, status).__name__ == name
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "is_asked"),
+    [
+        (404, b"<html>no</html>", True),
+        (501, b"", True),
+        (502, b"<html>a proxy</html>", False),
+        (404, b'{"error": {"code": "not_found", "message": "there is no job"}}', False),
+    ],
+)
+def test_a_server_that_does_not_know_the_call_is_asked_to_be_the_right_one(
+    status: int, body: bytes, *, is_asked: bool
+) -> None:
+    error = read_error(get_job("job_1"), status, body, retry_after=None)
+    assert error.message.endswith("not by a Pipeline Engine; is there one at that address?") == is_asked
