@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from itertools import islice
 
 import click
+import msgspec
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -22,7 +23,8 @@ from pipeline_engine.cli.client import (
     print_table,
 )
 from pipeline_engine.cli.display import print_error, print_item_errors, print_items, printable, why_skipped
-from pipeline_engine.cli.options import parse_label
+from pipeline_engine.cli.options import find_schema, option_values, parse_label, parse_options, text_told
+from pipeline_engine.cli.sources import input_options, parse_sources
 from pipeline_engine_sdk import Job, PipelineEngineClient, StepExecution, parse_timestamp
 
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
@@ -114,13 +116,38 @@ def cancel_job(job_id: str, reason: str, url: str | None, as_json: bool) -> None
 @click.option(
     "--pipeline", type=click.Choice(["latest", "same"]), default="latest", help="The definition as it is, or was."
 )
+@input_options
 @client_options
 def rerun_job(
-    job_id: str, from_step_id: str | None, reuse_upstream: bool, pipeline: str, url: str | None, as_json: bool
+    job_id: str,
+    from_step_id: str | None,
+    reuse_upstream: bool,
+    pipeline: str,
+    sources: tuple[str, ...],
+    options: tuple[str, ...],
+    url: str | None,
+    as_json: bool,
 ) -> None:
-    """Run a job again, as a new job; its id is printed."""
-    with open_client(url) as client:
-        job = client.rerun_job(job_id, from_step_id=from_step_id, reuse_upstream=reuse_upstream, pipeline=pipeline)
+    """Run a job again, as a new job; its id is printed.
+
+    It has the input of that job. A --source replaces all of its sources, an --option the one of that name.
+    """
+    given, written = parse_sources(sources), parse_options(options)
+    with open_client(url) as client, text_told(written):
+        job_input = None
+        if given or written:
+            parent = client.get_job(job_id)
+            job_input = msgspec.to_builtins(parent.input)
+            if given:
+                job_input["sources"] = msgspec.to_builtins(given)
+            job_input["options"] |= option_values(written, find_schema(client, parent.pipeline_type, written))
+        job = client.rerun_job(
+            job_id,
+            from_step_id=from_step_id,
+            reuse_upstream=reuse_upstream,
+            pipeline=pipeline,
+            override_input=job_input,
+        )
     if as_json:
         print_json({"job": job})
     else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ import click
 from pipeline_engine.cli.sources import characters
 from pipeline_engine.decoding import to_json
 from pipeline_engine.jsontext import JsonTextError, loads_strict
+from pipeline_engine_sdk import InvalidRequest, NotFound, PipelineEngineClient
 
 _JSON_TYPES = {
     bool: ("boolean",),
@@ -48,9 +50,14 @@ def option_values(written: Mapping[str, str], schema: object) -> dict[str, Any]:
     return {name: _value(text, properties.get(name)) for name, text in written.items()}
 
 
-def depends_on_schema(written: Mapping[str, str]) -> bool:
-    """Whether an option may be a text or something else."""
-    return any(not isinstance(_json_or_text(text), str) for text in written.values())
+def find_schema(client: PipelineEngineClient, pipeline_type: str, written: Mapping[str, str]) -> object:
+    """The `options_schema` of a pipeline. The daemon is asked for it only where the meaning of an option hangs on it."""
+    if all(isinstance(_json_or_text(text), str) for text in written.values()):
+        return None
+    try:
+        return client.get_pipeline(pipeline_type).to_dict().get("options_schema")
+    except NotFound:  # the answer to the job tells it better
+        return None
 
 
 def text_hint(message: str, written: Mapping[str, str]) -> str:
@@ -60,6 +67,16 @@ def text_hint(message: str, written: Mapping[str, str]) -> str:
         if text is not None and not isinstance(_json_or_text(text), str):
             return f"; as a text it is written -o {shlex.quote(f'{name}={to_json(text).decode()}')}"
     return ""
+
+
+@contextmanager
+def text_told(written: Mapping[str, str]) -> Iterator[None]:
+    """What the daemon refuses in the block because it is no text is told with how to write one."""
+    try:
+        yield
+    except InvalidRequest as exc:
+        exc.message += text_hint(exc.message, written)
+        raise
 
 
 def _value(text: str, schema: object) -> Any:

@@ -19,8 +19,8 @@ def complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) -
     return [CompletionItem(incomplete, type="file")]
 
 
-def job_input(command: Callable[..., None]) -> Callable[..., None]:
-    """What a command takes that starts a job: `pipeline`, `sources` and `options`."""
+def input_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What a command takes that gives a job its input: `sources` and `options`."""
     for decorate in (
         click.option(
             "--option", "-o", "options", multiple=True, metavar="NAME=VALUE", help="An option; JSON, or else a text."
@@ -34,10 +34,15 @@ def job_input(command: Callable[..., None]) -> Callable[..., None]:
             shell_complete=complete_file,
             help="An input; - is standard input.",
         ),
-        click.argument("pipeline", metavar="FILE-or-TYPE", shell_complete=complete_file),
     ):  # the last one is the first of the help
         command = decorate(command)
     return command
+
+
+def job_input(command: Callable[..., None]) -> Callable[..., None]:
+    """What a command takes that starts a job: `pipeline`, `sources` and `options`."""
+    argument = click.argument("pipeline", metavar="FILE-or-TYPE", shell_complete=complete_file)
+    return argument(input_options(command))
 
 
 def parse_sources(texts: Sequence[str]) -> list[Source]:

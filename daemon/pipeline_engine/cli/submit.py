@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,11 +22,11 @@ from pipeline_engine.cli.client import (
 from pipeline_engine.cli.definition_files import FileDefinition, is_file, read_definition, refusals_located
 from pipeline_engine.cli.follow import choose_display, print_results, show_events
 from pipeline_engine.cli.likely_mistakes import warn_of_mistakes
-from pipeline_engine.cli.options import depends_on_schema, option_values, parse_label, parse_options, text_hint
+from pipeline_engine.cli.options import find_schema, option_values, parse_label, parse_options, text_told
 from pipeline_engine.cli.sources import job_input, parse_sources
 from pipeline_engine.decoding import try_decode
 from pipeline_engine.models import PipelineDef
-from pipeline_engine_sdk import InvalidRequest, Job, NotFound, PayloadTooLarge, PipelineEngineClient
+from pipeline_engine_sdk import Job, NotFound, PayloadTooLarge, PipelineEngineClient
 
 
 @click.command()
@@ -72,8 +72,11 @@ def command(
     else:
         request["pipeline_type"] = pipeline
     with open_client(url) as client:
-        request["input"]["options"] = option_values(written, _options_schema(client, pipeline, definition, written))
-        with refusals_located(definition, prefix="pipeline"), _size_told(request), _text_told(written):
+        schema = (
+            find_schema(client, pipeline, written) if definition is None else definition.value.get("options_schema")
+        )
+        request["input"]["options"] = option_values(written, schema)
+        with refusals_located(definition, prefix="pipeline"), _size_told(request), text_told(written):
             job = client.create_job(request, idempotency_key=key)
         if follows or not sources:
             _warn_of_mistakes(client, pipeline, definition, has_sources=bool(sources))
@@ -87,30 +90,6 @@ def command(
         click.echo(job.id)
     if follows:
         sys.exit(EXIT_CODES[job.status])
-
-
-def _options_schema(
-    client: PipelineEngineClient, pipeline: str, given: FileDefinition | None, written: Mapping[str, str]
-) -> object:
-    """The schema of the options; the daemon is asked for it only where the meaning of one hangs on it."""
-    if given is not None:
-        return given.value.get("options_schema")
-    if not depends_on_schema(written):
-        return None
-    try:
-        return client.get_pipeline(pipeline).to_dict().get("options_schema")
-    except NotFound:  # which the answer to the job tells better
-        return None
-
-
-@contextmanager
-def _text_told(written: Mapping[str, str]) -> Iterator[None]:
-    """An option that is refused because it is no text is told with how to write one."""
-    try:
-        yield
-    except InvalidRequest as exc:
-        exc.message += text_hint(exc.message, written)
-        raise
 
 
 @contextmanager

@@ -472,3 +472,26 @@ def test_what_a_failed_job_names_is_what_can_help(daemon: DaemonProcess, tmp_pat
     assert (failed.returncode, "template_error" in failed.stderr) == (1, True)
     assert "pipeline-engine jobs show job_" in failed.stderr
     assert "again" not in failed.stderr
+
+
+def test_a_rerun_has_the_input_of_its_parent_but_for_what_is_given(daemon: DaemonProcess, tmp_path: Path) -> None:
+    file = tmp_path / "echo.yaml"
+    schema = "options_schema: {properties: {v: {type: string}, n: {type: integer}}}\n"
+    file.write_text(GOOD.replace("put.v1", "echo.v1") + schema, encoding="utf-8")
+    ok(daemon, "pipelines", "put", str(file))
+    (tmp_path / "new").write_text("new", encoding="utf-8")
+    (tmp_path / "bytes").write_bytes(b"\0\1")
+    old = [f"--source=log:{name}={tmp_path / name}" for name in ("echo.yaml", "bytes")]
+    parent = ok_json(daemon, "submit", "echo.v1", *old, "-o", "v=1.0", "-o", "n=1")["job"]
+
+    def rerun_input(*arguments: str) -> Any:
+        return ok_json(daemon, "jobs", "rerun", parent["id"], *arguments)["job"]["input"]
+
+    assert rerun_input() == parent["input"]
+    changed = rerun_input("--option", "v=1.10")
+    assert changed == parent["input"] | {"options": {"v": "1.10", "n": 1}}
+    changed = rerun_input("-s", f"note:x={tmp_path / 'new'}")
+    assert [source["label"] for source in changed["sources"]] == ["x"]
+    assert changed["options"] == {"v": "1.0", "n": 1}
+    refused = call(daemon, "jobs", "rerun", parent["id"], "-o", "n=many")
+    assert (refused.returncode, "'many' is not of type 'integer'" in refused.stderr) == (2, True)

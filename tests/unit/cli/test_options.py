@@ -5,7 +5,7 @@ from typing import Any
 import click
 import pytest
 
-from pipeline_engine.cli.options import depends_on_schema, option_values, parse_options, text_hint
+from pipeline_engine.cli.options import option_values, parse_options, text_hint
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,6 @@ def test_an_option_that_the_schema_takes_as_a_text_is_one_as_it_is_written(text:
 @pytest.mark.parametrize("schema", [None, True, [], {}, {"properties": 3}, {"properties": {"y": {"type": "string"}}}])
 def test_a_schema_that_says_nothing_of_an_option_leaves_it_as_json(schema: Any) -> None:
     assert option_values({"x": "5"}, schema) == {"x": 5}
-
-
-def test_only_what_is_json_and_no_text_hangs_on_the_schema() -> None:
-    assert depends_on_schema({"a": "text", "b": "5"})
-    assert not depends_on_schema({"a": "text", "b": '"5"'})
 
 
 def test_the_last_one_of_a_name_counts_and_a_name_is_needed() -> None:
