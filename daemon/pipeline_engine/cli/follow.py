@@ -12,6 +12,7 @@ from rich.console import Console
 
 from pipeline_engine.cli.client import EXIT_CANCELLED, EXIT_CODES, client_options, open_client
 from pipeline_engine.cli.display import Display, LiveDisplay, PlainDisplay, QuietDisplay, print_error, print_items
+from pipeline_engine.cli.job_ids import find_job_id
 from pipeline_engine_sdk import Event, Job
 
 CERTAIN_ERRORS = {"template_error"}  # which the same steps meet again on the same input
@@ -29,6 +30,7 @@ def command(job_id: str, after_seq: int, quiet: bool, url: str | None, as_json: 
     Exit codes: 0 ok, 1 the job failed, 2 no such job, 3 the daemon cannot be reached, 130 cancelled.
     """
     with open_client(url) as client:
+        job_id = find_job_id(client, job_id)
         # Asked first: a follower would wait for a daemon that is not there to come back.
         client.get_job(job_id)
         display = JsonDisplay() if as_json else choose_display(quiet=quiet)

@@ -23,6 +23,7 @@ from pipeline_engine.cli.client import (
     print_table,
 )
 from pipeline_engine.cli.display import print_error, print_item_errors, print_items, printable, why_skipped
+from pipeline_engine.cli.job_ids import find_job_id, find_job_ids
 from pipeline_engine.cli.options import find_schema, option_values, parse_label, parse_options, text_told
 from pipeline_engine.cli.sources import input_options, parse_sources
 from pipeline_engine_sdk import Job, PipelineEngineClient, StepExecution, parse_timestamp
@@ -66,7 +67,7 @@ def list_jobs(
 def show_job(job_id: str, url: str | None, as_json: bool) -> None:
     """Show a job: its steps, its results, why it failed."""
     with open_client(url) as client:
-        job = client.get_job(job_id)
+        job = client.get_job(find_job_id(client, job_id))
     if as_json:
         print_json({"job": job})
         return
@@ -106,7 +107,7 @@ def show_job(job_id: str, url: str | None, as_json: bool) -> None:
 def cancel_job(job_id: str, reason: str, url: str | None, as_json: bool) -> None:
     """Cancel a job. A finished one stays as it is."""
     with open_client(url) as client:
-        _print_job(client.cancel_job(job_id, reason=reason), as_json=as_json)
+        _print_job(client.cancel_job(find_job_id(client, job_id), reason=reason), as_json=as_json)
 
 
 @command.command("rerun")
@@ -134,7 +135,7 @@ def rerun_job(
     """
     given, written = parse_sources(sources), parse_options(options)
     with open_client(url) as client, text_told(written):
-        job_input = None
+        job_input, job_id = None, find_job_id(client, job_id)
         if given or written:
             parent = client.get_job(job_id)
             job_input = msgspec.to_builtins(parent.input)
@@ -160,10 +161,13 @@ def rerun_job(
 def delete_jobs(job_ids: tuple[str, ...], url: str | None, as_json: bool) -> None:
     """Delete finished jobs and all that belongs to them."""
     with open_client(url) as client:
-        for job_id in job_ids:
+        found = find_job_ids(client, job_ids)
+        for text, job_id in zip(job_ids, found, strict=True):
             client.delete_job(job_id)
+            if text != job_id and not as_json:
+                click.echo(f"deleted {job_id}")
     if as_json:
-        print_json({"deleted": job_ids})
+        print_json({"deleted": found})
 
 
 @command.command("top")

@@ -495,3 +495,16 @@ def test_a_rerun_has_the_input_of_its_parent_but_for_what_is_given(daemon: Daemo
     assert changed["options"] == {"v": "1.0", "n": 1}
     refused = call(daemon, "jobs", "rerun", parent["id"], "-o", "n=many")
     assert (refused.returncode, "'many' is not of type 'integer'" in refused.stderr) == (2, True)
+
+
+def test_a_job_is_named_by_the_end_of_its_id(daemon: DaemonProcess, client: PipelineEngineClient) -> None:
+    job_id = shell_job(client, "echo out")
+    end = job_id[-8:]
+    assert ok(daemon, "follow", "@last") == "out\n"
+    assert ok(daemon, "jobs", "show", end).startswith(job_id)
+    assert ok(daemon, "jobs", "cancel", end) == f"{job_id}  succeeded\n"
+    assert ok_json(daemon, "jobs", "rerun", end)["job"]["parent_job_id"] == job_id
+    missing = call(daemon, "jobs", "delete", end, "zzzzzz")
+    assert (missing.returncode, "begins or ends with 'zzzzzz'" in missing.stderr) == (2, True)
+    assert ok(daemon, "jobs", "delete", end) == f"deleted {job_id}\n"
+    assert call(daemon, "jobs", "show", job_id).returncode == 2
