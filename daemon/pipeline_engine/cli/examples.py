@@ -8,7 +8,11 @@ _JOB = "job_01m89fan1nekawfrp810jd8nt1"
 
 #: Arguments of `pipeline-engine`, by the command that they call.
 EXAMPLES = {
-    "run": ("run first.yaml --source note:me=README.md", "run first.yaml --source note:me=- --json < README.md"),
+    "run": (
+        "run first.yaml --source note:me=README.md",
+        "run first.yaml --source 'note:docs/*.md'",
+        "run first.yaml --source note:me=- --json < README.md",
+    ),
     "serve": ("serve --pipelines-dir pipelines", "serve --addr 127.0.0.1:8085,unix:/run/user/1000/engine.sock"),
     "export": ("export --status succeeded -o jobs.ndjson",),
     "import": ("import jobs.ndjson",),
