@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -20,6 +22,7 @@ from tests.engine_setting import (
 )
 from trio.testing import MockClock
 
+from pipeline_engine.documents import parse_document
 from pipeline_engine.errors import ErrorCode, ProviderError
 from pipeline_engine.models import JobStatus, Usage
 from pipeline_engine.steps.handlers import HandlerItem, Handlers
@@ -197,6 +200,27 @@ async def test_filtered_items_are_left_out(autojump_clock: MockClock) -> None:
         job = await setting.run(steps, ["keep\ndrop\nkeep\n"])
         assert texts(job, "f") == ["keep", "keep"]
         assert texts(job, "n") == ['["keep","keep"]']
+
+
+async def test_an_item_finds_what_it_was_made_of_though_items_between_were_left_out(autojump_clock: MockClock) -> None:
+    example = Path(__file__).resolve().parents[3] / "examples" / "translate.yaml"
+    definition: Any = parse_document(example.read_bytes(), name=example.name).value
+    [prompt] = [step["prompt"]["user"] for step in definition["steps"] if step["id"] == "check"]
+    steps: list[Json] = [
+        {"id": "paragraphs", "kind": "map", "mode": "fanout", "config": {"map": "identity"}},
+        {
+            "id": "translate",
+            "kind": "map",
+            "mode": "per_item",
+            "depends_on": ["paragraphs"],
+            "config": {"map": "filter", "expression": "item.text != 'one'"},
+        },
+        llm("check", "echo", mode="per_item", depends_on=["paragraphs", "translate"], prompt={"user": prompt}),
+    ]
+    async with open_setting(registry=echo()) as setting:
+        job = await setting.run(steps, ["one", "two", "three"])
+        assert [text.count("two") for text in texts(job)] == [2, 0]
+        assert [text.count("three") for text in texts(job)] == [0, 2]
 
 
 async def test_a_dry_run_renders_and_walks_but_calls_nobody(autojump_clock: MockClock) -> None:
