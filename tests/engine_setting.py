@@ -15,11 +15,12 @@ from pipeline_engine.admission import Admission
 from pipeline_engine.assembly import running
 from pipeline_engine.decoding import decode
 from pipeline_engine.definitions import DefinitionChecker
+from pipeline_engine.documents import parse_document
 from pipeline_engine.engine import Engine, EngineLimits
 from pipeline_engine.errors import StepError
 from pipeline_engine.models import Job, JobId, JobRequest, ProviderKind, ProviderProfile, Usage
 from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
-from pipeline_engine.providers.base import Chunk, Completion, ProviderCall
+from pipeline_engine.providers.base import Chunk, Completion, Operation, ProviderCall
 from pipeline_engine.providers.local_tool import LocalToolProvider
 from pipeline_engine.providers.managed import ModelServers
 from pipeline_engine.providers.registry import ProviderRegistry
@@ -55,7 +56,10 @@ class Script:
 
 
 class ScriptedRegistry(ProviderRegistry):
-    """Profile `fake`: each model name has its answers, the last one for all further calls."""
+    """Profile `fake`: each model name has its answers, the last one for all further calls.
+
+    The embedding of a text is its length and 0.5.
+    """
 
     def __init__(self, scripts: Mapping[str, Sequence[Script]] | None = None) -> None:
         profile = ProviderProfile(id="fake", kind=ProviderKind.OPENAI, default_model="plain")
@@ -88,6 +92,10 @@ class ScriptedRegistry(ProviderRegistry):
 
     async def _answer(self, script: Script, call: ProviderCall) -> AsyncGenerator[list[Chunk | Completion], None]:
         await trio.sleep(script.first)
+        if call.operation is Operation.EMBED:
+            vectors = [[float(len(text)), 0.5] for text in call.inputs]
+            yield [Completion(embeddings=vectors, usage=script.usage)]
+            return
         tokens = [call.messages[-1].content] if script.echo else script.tokens
         for token in tokens:
             await trio.sleep(script.delay)
@@ -98,7 +106,7 @@ class ScriptedRegistry(ProviderRegistry):
 
     @property
     def prompts(self) -> list[str]:
-        return [call.messages[-1].content for call in self.calls]
+        return [call.messages[-1].content for call in self.calls if call.messages]
 
 
 class ScriptedProcesses(WorkerProcesses):
@@ -200,6 +208,14 @@ def job_request(steps: Sequence[Json], sources: Sequence[str | Json] = (), **req
     pipeline = {"type": "test.v1", "steps": list(steps), **request.pop("pipeline", {})}
     job_input = {"sources": [source(text) for text in sources], "options": request.pop("options", {})}
     return decode({"pipeline": pipeline, "input": job_input, **request}, JobRequest)
+
+
+def example_steps(name: str) -> list[Json]:
+    """The steps of an example, its models the scripted ones."""
+    example = Path(__file__).resolve().parents[1] / "examples" / name
+    definition: Any = parse_document(example.read_bytes(), name=name).value
+    steps: list[Json] = definition["steps"]
+    return [{**step, "provider_profile_id": "fake"} if step["kind"] == "llm" else step for step in steps]
 
 
 def source(value: str | Json) -> Json:

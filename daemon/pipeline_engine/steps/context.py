@@ -245,13 +245,16 @@ class JobContext:
 
 
 def view_of(item: ResultItem) -> dict[str, Any]:
-    """An item as templates and transforms see it."""
-    return {
+    """An item as templates and transforms see it; it has an `embedding` only if it is one."""
+    view = {
         "text": item.data.get("text", ""),
         "json": item.data.get("json"),
         "label": item.label,
         "shard_key": item.shard_key,
     }
+    if "embedding" in item.data:
+        view["embedding"] = item.data["embedding"]
+    return view
 
 
 def artifact_ids(item: ResultItem) -> list[str]:

@@ -27,8 +27,8 @@ TOLD_JOBS = 256  # for so many jobs a handler remembers that its traceback is in
 class HandlerItem:
     """What a handler gets: the item it works on, and what the job was given.
 
-    `text` and `json` are the item's (in single mode the texts of all inputs, joined by newlines); `prompt` is the
-    rendered user prompt; `sources` are `{kind, label, content, metadata}`.
+    `text` and `json` are the item's (in single mode the texts of all inputs, joined by newlines), and so is `embedding`,
+    if it has one; `prompt` is the rendered user prompt; `sources` are `{kind, label, content, metadata}`.
     """
 
     job_id: str
@@ -41,6 +41,7 @@ class HandlerItem:
     label: str
     sources: list[dict[str, Any]]
     options: dict[str, Any]
+    embedding: list[float] | None = None
 
 
 #: A handler returns a text, any JSON value, or None to leave the item out. It may be async.

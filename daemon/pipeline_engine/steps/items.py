@@ -159,7 +159,7 @@ class ItemMaker:
         items: list[ResultItem | None] = []
         for shard, prompt, vector in zip(shards, rendered, vectors, strict=True):
             data = self._answer_data(prompt, target, answer)
-            data |= {"text": prompt.user, "embedding": vector, "dimensions": len(vector)}
+            data |= {"text": prompt.user, **_vector_data(vector)}
             data.pop("usage", None)  # of the whole batch; the step execution has it
             items.append(self._item(shard, data))
         return items
@@ -205,6 +205,7 @@ class ItemMaker:
             label=shard.label,
             sources=context.source_views,
             options=context.input.options,
+            embedding=shard.embedding,
         )
         assert step.config.handler is not None  # pipeline.check
         handler = context.services.handlers.get(step.config.handler)
@@ -269,7 +270,12 @@ class ItemMaker:
 
 
 def _output_data(output: MapOutput) -> dict[str, Any]:
-    return {"text": output.text, "json": output.json} if output.has_json else {"text": output.text}
+    data = {"text": output.text, "json": output.json} if output.has_json else {"text": output.text}
+    return data if output.embedding is None else data | _vector_data(output.embedding)
+
+
+def _vector_data(vector: list[float]) -> dict[str, Any]:
+    return {"embedding": vector, "dimensions": len(vector)}
 
 
 def _table_faults(value: Any) -> list[str]:

@@ -18,7 +18,8 @@ from pipeline_engine.steps.sharding import Piece, split_source
 class Shard(msgspec.Struct, frozen=True, kw_only=True):
     """The input of one call. `key` is None in single mode; `source` is there when it is (a piece of) a source.
 
-    `sources` are the places of the sources that it consists of, `artifacts` the SHA-256 of those of its items.
+    `sources` are the places of the sources that it consists of, `artifacts` the SHA-256 of those of its items;
+    `embedding` is the vector of the item that it is.
     """
 
     index: int
@@ -30,11 +31,13 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
     source: dict[str, Any] | None = None
     sources: Sequence[int] = ()
     artifacts: Sequence[str] = ()
+    embedding: list[float] | None = None
 
     @property
     def view(self) -> dict[str, Any]:
         """The shard as templates and transforms see it."""
-        return {"text": self.text, "json": self.json, "label": self.label, "shard_key": self.key}
+        view = {"text": self.text, "json": self.json, "label": self.label, "shard_key": self.key}
+        return view if self.embedding is None else {**view, "embedding": self.embedding}
 
 
 def takes_images(step: StepDef) -> bool:
@@ -73,8 +76,17 @@ def _single(context: JobContext, step: StepDef) -> Shard:
     views = [view for dependency in dependencies for view in context.views(dependency)]
     text = "\n".join(view["text"] for view in views)
     if len(views) == 1:
-        json = views[0]["json"]
-        return Shard(index=0, key=None, text=text, json=json, has_json=json is not None, label=views[0]["label"])
+        [view] = views
+        json = view["json"]
+        return Shard(
+            index=0,
+            key=None,
+            text=text,
+            json=json,
+            has_json=json is not None,
+            label=view["label"],
+            embedding=view.get("embedding"),
+        )
     return Shard(index=0, key=None, text=text, label=step.title)
 
 
@@ -99,6 +111,7 @@ def _shards(context: JobContext, step: StepDef, *, dry_run: bool) -> Iterator[Sh
                 has_json=json is not None,
                 label=view["label"],
                 artifacts=artifact_ids(item),
+                embedding=view.get("embedding"),
             )
     elif dry_run:
         for view in context.views(origin)[:1]:

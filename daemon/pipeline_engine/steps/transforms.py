@@ -1,6 +1,7 @@
 """The operations of map and reduce steps that run without a provider.
 
-They work on items as templates see them: `{"text", "json", "label", "shard_key"}`. What takes longer than a few
+They work on items as templates see them: `{"text", "json", "label", "shard_key"}`, and `"embedding"` in those that have
+one. What takes longer than a few
 milliseconds (a large text, a slow pattern or template) runs in a worker thread.
 """
 
@@ -29,6 +30,7 @@ from pipeline_engine.steps.records import csv_rows, jsonl_values, logfmt_record,
 Item = Mapping[str, Any]
 
 DEFAULT_TOP = 10  # elements that reduce: top keeps
+NUMBER_CHARS = 20  # that a number of a vector has as JSON, about
 INLINE_CHARS = 16_384  # longer texts are transformed in a worker thread
 INLINE_SECONDS = 0.005  # for a pattern on the event loop
 PATTERN_SECONDS = 10.0  # for a pattern in a worker thread
@@ -42,11 +44,14 @@ MAX_GROWN_CHARS = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class MapOutput:
-    """What an operation made; `json` means something only if `has_json` is true (it can be null)."""
+    """What an operation made; `json` means something only if `has_json` is true (it can be null). `embedding` is that of
+    an item that stays as it is.
+    """
 
     text: str
     json: object | None = None
     has_json: bool = False
+    embedding: list[float] | None = None
 
 
 async def apply_map(
@@ -61,7 +66,7 @@ async def apply_map(
 
     - identity: the item as it is.
     - template: `template`, rendered with the context.
-    - select: the JMESPath `expression` on the item's json. A string is also the text, else that is the JSON.
+    - select: the JMESPath `expression` on the item's json, or on `{"text", "embedding"}`. A string is also the text, else that is the JSON.
     - filter: the item as it is when `expression` (the templates' language) is true.
     - parse: the item's text, and its json by `format`: json (strict), jsonl (a list), csv (a list of objects), logfmt
       (an object for one line, a list of objects for several or none; blank lines do not count).
@@ -80,8 +85,9 @@ async def apply_map(
             return _matched(await _found(config.pattern or "", item, workers))
         case _:
             work = partial(_mapped, config, item)
-            growth = _growth(config.expression or "") if config.map is MapOperation.SELECT else 1
-            return await _run(work, size=growth * len(item["text"]), workers=workers)
+            is_select = config.map is MapOperation.SELECT
+            size = _growth(config.expression or "") * _size(item) if is_select else len(item["text"])
+            return await _run(work, size=size, workers=workers)
 
 
 def _mapped(config: StepConfig, item: Item, most: int) -> MapOutput:
@@ -90,7 +96,7 @@ def _mapped(config: StepConfig, item: Item, most: int) -> MapOutput:
             return _unchanged(item)
         case MapOperation.SELECT:
             _check_growth(config.expression or "", [item])
-            return _of_value(_applied(_search(config.expression or "", most), item["json"], item))
+            return _of_value(_applied(_search(config.expression or "", most), _document(item), item))
         case MapOperation.PARSE:
             return MapOutput(item["text"], _parsed(item, config.format), has_json=True)
         case _:
@@ -138,7 +144,7 @@ async def apply_reduce(
     """What `config.reduce` makes of all items. Raises StepError.
 
     - concat: the texts, joined by `separator` (a newline).
-    - collect: a JSON array with each item's json, or its text where it has none.
+    - collect: a JSON array with each item's json; where it has none `{"text", "embedding"}` of an embedding, else its text.
     - merge: the items' json objects in one; of a key that comes twice the last value stays.
     - count_by: how often each value of the JMESPath `by` occurs, as an object from the value (not a string: its JSON;
       nothing: "null") to the count, the highest count first, equal ones by key.
@@ -147,12 +153,12 @@ async def apply_reduce(
       `{"key", "count"}`. Numbers can be texts ("12"); elements without a value are left out.
     - template: `template`, rendered with the context and `items`.
 
-    For count_by and top the elements are the items' json, or text where there is none; a list counts as its elements.
+    For count_by and top the elements are what collect takes; a list counts as its elements.
     """
     if config.reduce is ReduceOperation.TEMPLATE:
         scope = {**context, "items": list(items)}
         return MapOutput(await renderer.render(config.template or "", scope))
-    size = sum(len(item["text"]) for item in items)
+    size = sum(map(_size, items))
     growth = 1 if config.by is None else _growth(config.by)
     return await _run(partial(_reduced, config, items), size=growth * size, workers=workers)
 
@@ -239,7 +245,7 @@ def _first_line(exc: Exception) -> str:
 
 
 def _unchanged(item: Item) -> MapOutput:
-    return MapOutput(item["text"], item["json"], has_json=item["json"] is not None)
+    return MapOutput(item["text"], item["json"], has_json=item["json"] is not None, embedding=item.get("embedding"))
 
 
 def _of_value(value: Any) -> MapOutput:
@@ -283,8 +289,21 @@ def _matched(match: regex.Match[str] | None) -> MapOutput:
     return MapOutput(match.group(), match.groupdict() or match.group(), has_json=True)
 
 
+def _document(item: Item) -> Any:
+    """The JSON value of an item: its json; of an embedding, which has none, its text with its vector."""
+    if item["json"] is None and "embedding" in item:
+        return {"text": item["text"], "embedding": item["embedding"]}
+    return item["json"]
+
+
 def _value(item: Item) -> Any:
-    return item["text"] if item["json"] is None else item["json"]
+    document = _document(item)
+    return item["text"] if document is None else document
+
+
+def _size(item: Item) -> int:
+    """About how many characters the item has as JSON."""
+    return len(item["text"]) + NUMBER_CHARS * len(item.get("embedding", ()))
 
 
 def _elements(items: Sequence[Item]) -> Iterator[tuple[Any, Item]]:

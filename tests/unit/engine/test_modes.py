@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -14,6 +12,7 @@ from tests.engine_setting import (
     Script,
     ScriptedProcesses,
     ScriptedRegistry,
+    example_steps,
     llm,
     names,
     open_setting,
@@ -22,7 +21,6 @@ from tests.engine_setting import (
 )
 from trio.testing import MockClock
 
-from pipeline_engine.documents import parse_document
 from pipeline_engine.errors import ErrorCode, ProviderError
 from pipeline_engine.models import JobStatus, Usage
 from pipeline_engine.steps.handlers import HandlerItem, Handlers
@@ -203,9 +201,7 @@ async def test_filtered_items_are_left_out(autojump_clock: MockClock) -> None:
 
 
 async def test_an_item_finds_what_it_was_made_of_though_items_between_were_left_out(autojump_clock: MockClock) -> None:
-    example = Path(__file__).resolve().parents[3] / "examples" / "translate.yaml"
-    definition: Any = parse_document(example.read_bytes(), name=example.name).value
-    [prompt] = [step["prompt"]["user"] for step in definition["steps"] if step["id"] == "check"]
+    [prompt] = [step["prompt"] for step in example_steps("translate.yaml") if step["id"] == "check"]
     steps: list[Json] = [
         {"id": "paragraphs", "kind": "map", "mode": "fanout", "config": {"map": "identity"}},
         {
@@ -215,7 +211,7 @@ async def test_an_item_finds_what_it_was_made_of_though_items_between_were_left_
             "depends_on": ["paragraphs"],
             "config": {"map": "filter", "expression": "item.text != 'one'"},
         },
-        llm("check", "echo", mode="per_item", depends_on=["paragraphs", "translate"], prompt={"user": prompt}),
+        llm("check", "echo", mode="per_item", depends_on=["paragraphs", "translate"], prompt={"user": prompt["user"]}),
     ]
     async with open_setting(registry=echo()) as setting:
         job = await setting.run(steps, ["one", "two", "three"])
