@@ -21,6 +21,7 @@ COMPILED_TEMPLATES = 512
 MAX_FILTER_OUTPUT = 10_000_000  # characters; filters written in Python are outside the fuel
 MAX_INDENT = 16
 _TOO_MUCH_WORK = "needs more work than limits.template_fuel allows"
+_BRACES = re.compile(r"\{\{|\{%")
 _NO_ATTRIBUTE_NAME = re.compile(r"[\s/>=]")
 
 
@@ -96,6 +97,8 @@ class TemplateEngine:
                 undeclared = self._undeclared(text, tags, is_expression=is_expression)
             except minijinja.TemplateError as exc:
                 refused = _translated(exc).message
+                if is_expression and _BRACES.search(text):
+                    refused += "; an expression is without {{ }} and {% %}"
         return Source(
             text=text,
             is_expression=is_expression,

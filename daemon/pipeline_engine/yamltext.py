@@ -34,6 +34,12 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9]")
 
+_LINE_BREAK = re.compile("\r\n|\r|\n")
+
+_BRACES_HINT = (
+    "; put a template that begins with {{ in quotes, and leave the braces out of an expression (when, filter)"
+)
+
 #: Outside of this YAML is not printable; and libyaml takes U+0085, U+2028 and U+2029 for line breaks, YAML 1.2 does not.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -55,20 +61,41 @@ def read_yaml(text: str, *, name: str) -> tuple[object, dict[str, int]]:
     except _RefusedError as refused:
         raise InvalidRequestError([*builder.problems, refused.problem], source=name) from None
     except yaml.YAMLError as exc:
-        raise InvalidRequestError([_syntax_problem(exc)], source=name) from exc
+        raise InvalidRequestError([_syntax_problem(exc, text)], source=name) from exc
     if builder.problems:
         raise InvalidRequestError(builder.problems, source=name)
     return value, builder.lines
 
 
-def _syntax_problem(exc: yaml.YAMLError) -> Problem:
+def _syntax_problem(exc: yaml.YAMLError, text: str) -> Problem:
     if not isinstance(exc, yaml.MarkedYAMLError):
         return Problem("", f"not valid YAML: {exc}")
     words = ", ".join(part for part in (exc.problem, exc.context) if part)
     mark = exc.problem_mark or exc.context_mark
     if mark is None:
         return Problem("", f"not valid YAML: {words}")
-    return Problem("", f"not valid YAML: {words} (column {mark.column + 1})", mark.line + 1)
+    lines = [*_LINE_BREAK.split(text), ""]  # an end that is missed comes a line behind a text that ends in its line
+    hint = _hint(words, exc.context_mark, lines[mark.line], mark.column)
+    return Problem("", f"not valid YAML: {words} (column {mark.column + 1}){hint}", mark.line + 1)
+
+
+def _hint(words: str, context_mark: Any, line: str, column: int) -> str:
+    """What is usually meant where templates and prose stand in YAML without quotes, or with some too many."""
+    before, character = line[:column].rstrip(), line[column : column + 1]
+    if "cannot start any token" in words and character == "\t":
+        return "; indent with spaces, not with tabs"
+    if "cannot start any token" in words:
+        start = "{%" if character == "%" and before.endswith("{") else character
+        return f"; put a text that begins with {start} in quotes"
+    if "scanning an alias" in words:
+        return "; put a text that begins with * in quotes"
+    if "mapping values are not allowed" in words:
+        return '; put a text that holds ": " in quotes'
+    if "scanning a quoted scalar" in words and context_mark is not None:
+        return f"; the quotes that open on line {context_mark.line + 1} are never closed"
+    if before.endswith(("'", '"')) and character:
+        return "; the text in quotes ends before that: put a text that holds quotes in the other kind of them"
+    return ""
 
 
 def resolve(text: str) -> str | int | float | bool | None:
@@ -204,7 +231,10 @@ class _Builder:
 
     def _key(self, event: Any, path: str) -> str:
         if not isinstance(event, yaml.ScalarEvent):
-            raise _RefusedError(event, path, "a key must be a plain text")
+            is_template = (
+                isinstance(event, yaml.MappingStartEvent) and event.flow_style
+            )  # {{ x }}: an object as the key
+            raise _RefusedError(event, path, "a key must be a plain text" + (_BRACES_HINT if is_template else ""))
         here = f"{path}.{event.value}" if path else event.value
         if event.implicit[0] and event.tag is None and event.value == "<<":
             raise _RefusedError(event, here, "merge keys (<<) are not supported: write the keys out")

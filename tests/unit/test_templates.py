@@ -288,6 +288,8 @@ def test_expressions_are_checked_without_braces(templates: Templates) -> None:
     assert "'item'" in check("'x' in item.text", names=NAMES, steps=())[0]
     assert len(check("1 +", names=NAMES, steps=())) == 1
     assert len(check("1 }}{{ 2", names=NAMES, steps=())) == 1
+    assert "without {{ }}" in check("{{ options.x }}", names=NAMES, steps=())[0]
+    assert "without {{ }}" not in check("{'a': {'b': 1}", names=NAMES, steps=())[0]
 
 
 def test_a_context_is_only_looked_at_where_a_template_does(templates: Templates) -> None:
