@@ -90,6 +90,13 @@ class Catalog:
 
     # pipelines
 
+    def decode_pipeline(self, value: object) -> PipelineDef:
+        """The value as a definition, not yet checked. Raises InvalidRequestError with all problems that can be told of it."""
+        definition, problems = self._checker.decode(value)
+        if definition is None:
+            raise InvalidRequestError(problems)
+        return definition
+
     def check_pipeline(self, definition: PipelineDef) -> tuple[PipelineDef, list[Problem]]:
         """The definition as it would come into force, and every problem that keeps it from that.
 

@@ -31,6 +31,13 @@ from pipeline_engine.templates import Templates
 log = logging.getLogger(__name__)
 
 _NAMES = frozenset({"sources", "options", "job", "step", "previous"})
+_EVERY_NAME = _NAMES | {"source", "item", "index", "items"}
+
+#: The fields of a step that no check of another field has to do with.
+_INDEPENDENT = (
+    "name", "prompt", "export", "export_tag", "when", "run_if_skipped", "timeout_s", "retry", "on_error",
+    "max_concurrency", "on_item_error",
+)  # fmt: skip
 
 _FITTING_KINDS = {
     StepKind.LLM: (ProviderKind.OPENAI, ProviderKind.OLLAMA),
@@ -75,20 +82,39 @@ class DefinitionChecker:
     profile_ids: Callable[[], Iterable[str]]
     handlers: Callable[[str], bool]
 
+    def decode(self, value: object, *, path: str = "") -> tuple[PipelineDef | None, list[Problem]]:
+        """The value as a definition, not yet checked; or None and all problems that can be told of it: those of its form,
+        and what `check` finds in the rest, as far as that has nothing to do with what is left out.
+        """
+        definition, problems = try_decode(value, PipelineDef, path=path)
+        if definition is not None:
+            return definition, problems
+        problems = explain_overrides(problems)
+        remains = _remains(value, path)
+        if remains is not None:
+            problems += self._check(remains.definition, path=path, incomplete=remains.incomplete)
+        return None, problems
+
     def check(self, definition: PipelineDef, *, path: str = "") -> list[Problem]:
         """Every problem of the definition; `path` is where it stands in its document."""
         prefix = f"{path}." if path else ""
-        problems = check(definition, path=path)
+        problems = self._check(definition, path=path)
+        for index, step in enumerate(definition.steps):
+            problems += hidden_headers(step, f"{prefix}steps[{index}]")
+        return problems
+
+    def _check(self, definition: PipelineDef, *, path: str, incomplete: Collection[int] = ()) -> list[Problem]:
+        prefix = f"{path}." if path else ""
+        problems = check(definition, path=path, incomplete=incomplete)
         if definition.options_schema is not None:
             message = check_schema(definition.options_schema)
             if message is not None:
                 problems.append(Problem(f"{prefix}options_schema", message))
-        visible = _visible_steps(definition)
+        visible = _visible_steps(definition, any_step=bool(incomplete))
         for index, step in enumerate(definition.steps):
             where = f"{prefix}steps[{index}]"
             problems += self._check_references(step, where)
-            problems += hidden_headers(step, where)
-            problems += self._check_texts(step, where, visible)
+            problems += self._check_texts(step, where, visible, any_name=index in incomplete)
         return problems
 
     def check_sent(self, definition: PipelineDef, *, path: str = "") -> list[Problem]:
@@ -142,8 +168,9 @@ class DefinitionChecker:
             yield from _problem(f"{where}.provider_override.base_uri", _address_fault(base_uri))
 
     def _check_texts(
-        self, step: StepDef, where: str, visible: Callable[[StepDef], Collection[str]]
+        self, step: StepDef, where: str, visible: Callable[[StepDef], Collection[str]], *, any_name: bool
     ) -> Iterator[Problem]:
+        """`any_name`: which names the step has cannot be told, but what is no name anywhere is wrong here too."""
         config = step.config
         templates = list(_templates_of(step))
         expressions = []
@@ -153,14 +180,17 @@ class DefinitionChecker:
             expressions.append(("config.expression", config.expression, _operation_names(step)))
         of_tool = list(self._texts_of_tool(step))
         steps = visible(step) if templates or expressions or of_tool else ()
-        for key, text, names in templates:
+        for key, text, own_names in templates:
+            names = _EVERY_NAME if any_name else own_names
             for message in self.templates.check_template(text, names=names, steps=steps):
                 yield Problem(f"{where}.{key}", message)
-        for key, text, names in expressions:
+        for key, text, own_names in expressions:
+            names = _EVERY_NAME if any_name else own_names
             for message in self.templates.check_expression(text, names=names, steps=steps):
                 yield Problem(f"{where}.{key}", message)
         for key, place, text in of_tool:
-            for message in self.templates.check_template(text, names=_item_names(step), steps=steps):
+            names = _EVERY_NAME if any_name else _item_names(step)
+            for message in self.templates.check_template(text, names=names, steps=steps):
                 yield Problem(f"{where}.{key}", f"{place}{message}")
         if config.expression is not None and config.map is MapOperation.SELECT:
             yield from _problem(f"{where}.config.expression", check_jmespath(config.expression))
@@ -249,17 +279,66 @@ def _operation_names(step: StepDef) -> frozenset[str]:
     return _item_names(step) | {"items" if step.kind is StepKind.REDUCE else "item"}
 
 
-def _visible_steps(definition: PipelineDef) -> Callable[[StepDef], Collection[str]]:
+def _visible_steps(definition: PipelineDef, *, any_step: bool = False) -> Callable[[StepDef], Collection[str]]:
     """What `previous` holds for a step. In a graph that is broken itself, every step: that is told once already."""
     ids = [step.id for step in definition.steps]
     known = set(ids)
+    if any_step:
+        return lambda _: known
     sound = len(known) == len(ids) and all(known.issuperset(step.depends_on) for step in definition.steps)
     if sound and not any(step.depends_on for step in definition.steps):
         return lambda _: ()
     graph = Graph(definition) if sound else None
     if graph is None or len(graph.order) < len(ids):
-        return lambda step: known - {step.id}
+        return lambda _: known
     return lambda step: graph.ancestors(step.id)
+
+
+# --- what is left of a definition that did not decode -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Remains:
+    """A definition without what is not of the right form, and the steps that could be others with it."""
+
+    definition: PipelineDef
+    incomplete: set[int]
+
+
+def _remains(value: object, path: str) -> _Remains | None:
+    """None where the steps cannot be told apart: every check of one could be wrong then."""
+    raw_steps = value.get("steps") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(raw_steps, list):
+        return None
+    steps: list[StepDef] = []
+    incomplete: set[int] = set()
+    for index, raw in enumerate(raw_steps):
+        where = f"{path}.steps[{index}]" if path else f"steps[{index}]"
+        step, problems = try_decode(raw, StepDef, path=where)
+        if step is None and isinstance(raw, dict):
+            # A list goes as a whole, as the places in it have a meaning.
+            refused = {problem.path[len(where) :].partition("[")[0] for problem in problems}
+            if any(place.split(".")[1] not in _INDEPENDENT for place in refused):
+                incomplete.add(index)
+            step, _ = try_decode(_without(raw, refused), StepDef)
+            if step is None:  # what kind it is cannot be told
+                incomplete.add(index)
+                step, _ = try_decode({"id": raw.get("id"), "kind": StepKind.CUSTOM.value}, StepDef)
+        if step is None:
+            return None
+        steps.append(step)
+    schema = value.get("options_schema")
+    definition = PipelineDef(type="", steps=steps, options_schema=schema if isinstance(schema, dict) else None)
+    return _Remains(definition, incomplete)
+
+
+def _without(value: object, refused: Collection[str], place: str = "") -> object:
+    """The value without what stands at the places (`.config.by`) that are refused."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _without(part, refused, f"{place}.{key}") for key, part in value.items() if f"{place}.{key}" not in refused
+    }
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -296,9 +375,9 @@ def load_definitions(file: Path, *, checker: DefinitionChecker) -> list[LoadedDe
     loaded: dict[str, LoadedDefinition] = {}
     problems: list[Problem] = []
     for path, value in _definitions_in(document.value, problems):
-        definition, found = try_decode(value, PipelineDef, path=path)
+        definition, found = checker.decode(value, path=path)
         if definition is None:
-            problems += explain_overrides(found)
+            problems += found
             continue
         problems += checker.check(definition, path=path)
         if definition.type in loaded:

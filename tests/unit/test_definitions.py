@@ -56,6 +56,77 @@ def problems_of(checker: DefinitionChecker, *steps: dict[str, Any], **fields: An
     return [(problem.path, problem.message) for problem in checker.check(definition)]
 
 
+def all_problems(checker: DefinitionChecker, **definition: Any) -> list[tuple[str, str]]:
+    """What is told of a value that does not decode."""
+    decoded, problems = checker.decode({"type": "t.v1", **definition})
+    assert decoded is None
+    return [(problem.path, problem.message) for problem in problems]
+
+
+# --- what does not decode -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_sound_of_a_definition_with_faults_of_form_is_checked_at_once(checker: DefinitionChecker) -> None:
+    steps = [
+        {"id": "a", "kind": "llm", "prompt": "hello"},
+        llm("b", provider_profile_id="openai", depends_on="a", prompt={"user": "{{ sorces }}"}),
+        {"id": "c", "kind": "map", "map": "template", "config": {"map": "template", "template": "{{ x"}},
+        {"id": "d", "kind": "lmm", "provider_profile_id": "nowhere"},
+        llm(
+            "e",
+            depends_on=["nobody", "d"],
+            prompt={"user": "{{ item.text }}"},
+            config={"sepparator": 1, "handler": "h"},
+        ),
+        llm("b", when="options.x ==", on_error="abort"),
+    ]
+    found = all_problems(checker, steps=steps, options_schema={"type": "text"}, versoin="1")
+    assert [path for path, _ in found] == [
+        "versoin",
+        "steps[0].prompt",
+        "steps[1].depends_on",
+        "steps[2].map",
+        "steps[3].kind",
+        "steps[4].config.sepparator",
+        "steps[5].on_error",
+        "steps[0].provider_profile_id",
+        "steps[4].depends_on[0]",
+        "steps[5].id",
+        "options_schema",
+        "steps[1].provider_profile_id",
+        "steps[1].prompt.user",
+        "steps[2].config.template",
+        "steps[4].config.handler",
+        "steps[5].when",
+    ]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [
+            llm("a"),
+            llm("b", dependson=["a"], mode="per_item", prompt={"user": "{{ previous.a[0].text }} {{ item.text }}"}),
+        ],
+        [llm("a"), llm("b", depends_on="a", mode="fanout", config={"over": "a"}, prompt={"user": "{{ index }}"})],
+        [llm("a", mode="fan", config={"split": {"by": "lines"}}, prompt={"user": "{{ source.content }}"})],
+        [{"id": "a", "kind": "llm", "provider_profile": "up"}],
+        [{"id": "a", "kind": "redcue", "config": {"reduce": "template", "template": "{{ items }}"}}],
+        [{"id": "a", "kind": "map", "config": {"map": "tmplate", "template": "{{ item.text }}"}}],
+        [{"id": "a", "kind": "reduce", "config": {"reduce": "count_by", "by": 1}}],
+        [{"id": "a", "kind": "custom", "config": {"handler": ["shout"]}}],
+        [llm("a"), llm("b", depends_on=[1, "a"]), llm("c", depends_on=["b"], when="previous.a[0].text == 'x'")],
+        [{"kind": "llm"}, llm("b", depends_on=["a"], prompt={"user": "{{ previous.a }}"})],
+        [llm("b", provider_override={"headers": {"X-Key": "***"}}, retry=3)],
+        ["a", llm("b", depends_on=["a"])],
+    ],
+)
+def test_no_fault_is_told_that_comes_from_what_is_left_out(
+    checker: DefinitionChecker, steps: list[dict[str, Any]]
+) -> None:
+    assert len(all_problems(checker, steps=steps)) == 1
+
+
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 

@@ -17,8 +17,6 @@ from pipeline_engine.api.wire import (
     ValidationProblem,
 )
 from pipeline_engine.config import parse_log_level
-from pipeline_engine.decoding import try_decode
-from pipeline_engine.definitions import explain_overrides
 from pipeline_engine.diagrams import to_dot, to_mermaid
 from pipeline_engine.errors import InvalidRequestError, NotFoundError, Problem, UnknownPipelineError
 from pipeline_engine.models import PipelineDef, ProviderProfile
@@ -47,7 +45,7 @@ async def get_pipeline(api: Api, call: Call) -> Answer:
 
 
 async def put_pipeline(api: Api, call: Call) -> Answer:
-    definition: PipelineDef = call.body
+    definition = api.ready_local.catalog.decode_pipeline(call.body)
     if definition.type != call.path_values["type"]:
         words = f"is {definition.type!r}, but the address names {call.path_values['type']!r}"
         raise InvalidRequestError([Problem("type", words)])
@@ -61,11 +59,11 @@ async def delete_pipeline(api: Api, call: Call) -> Answer:
 
 
 async def validate_pipeline(api: Api, call: Call) -> Answer:
-    definition, problems = try_decode(call.body, PipelineDef)
-    if definition is None:
-        problems = explain_overrides(problems)
-    else:
-        _, problems = api.ready_local.catalog.check_pipeline(definition)
+    catalog = api.ready_local.catalog
+    try:
+        _, problems = catalog.check_pipeline(catalog.decode_pipeline(call.body))
+    except InvalidRequestError as exc:
+        problems = list(exc.problems)
     errors = [ValidationProblem(path=problem.path, message=problem.message) for problem in problems]
     return json_answer(Validation(valid=not errors, errors=errors))
 
@@ -159,6 +157,7 @@ ROUTES = (
         description="Jobs that run keep the definition they began with. A definition that a file of the daemon has can only be "
         "changed there.",
         body=PipelineDef,
+        decodes_body=False,
         answers={200: PipelineDef, 201: PipelineDef},
         errors=("conflict", "store_full"),
     ),
