@@ -154,6 +154,10 @@ def list_pipelines() -> Call[list[PipelineDef]]:
     return Call(method="GET", path="/v1/config/pipelines", decode=_reader_of("pipelines", list[PipelineDef]))
 
 
+def list_broken_files() -> Call[list[str]]:
+    return Call(method="GET", path="/v1/config/pipelines", decode=_broken_files)
+
+
 def get_pipeline(pipeline_type: str) -> Call[PipelineDef]:
     return Call(method="GET", path=_pipeline_path(pipeline_type), decode=_reader(PipelineDef))
 
@@ -301,6 +305,14 @@ def read_answer(call: Call[T], content: bytes) -> T:
             f"the answer to {call} is not what the API promises ({exc}); is there a Pipeline Engine at that address?"
         )
         raise ProtocolError(words, job_id=call.job_id) from exc
+
+
+class _BrokenFiles(msgspec.Struct):
+    broken_files: list[str] = []  # daemons up to 0.3.0 tell none
+
+
+def _broken_files(content: bytes) -> list[str]:
+    return msgspec.json.decode(content, type=_BrokenFiles).broken_files
 
 
 class _ErrorBody(msgspec.Struct):

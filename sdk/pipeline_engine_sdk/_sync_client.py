@@ -343,6 +343,16 @@ class PipelineEngineClient:
         """
         return self._caller.call(_calls.list_pipelines(), timeout_s=timeout_s)
 
+    def list_broken_files(self, *, timeout_s: float | None = None) -> list[str]:
+        """What is wrong with each of the daemon's definition files that cannot be used; the text begins with its name.
+
+            for words in client.list_broken_files():
+                print(words)
+
+        What such a file said before, if anything, is still in force.
+        """
+        return self._caller.call(_calls.list_broken_files(), timeout_s=timeout_s)
+
     def get_pipeline(self, pipeline_type: str, *, timeout_s: float | None = None) -> PipelineDef:
         """The definition of that type.
 

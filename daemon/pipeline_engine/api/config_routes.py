@@ -36,8 +36,9 @@ async def delete_provider_profile(api: Api, call: Call) -> Answer:
 
 
 async def list_pipelines(api: Api, call: Call) -> Answer:
-    known = api.ready_local.catalog.pipelines.all()
-    return json_answer({"pipelines": [pipeline.definition for pipeline in known]})
+    pipelines = api.ready_local.catalog.pipelines
+    definitions = [pipeline.definition for pipeline in pipelines.all()]
+    return json_answer(PipelineList(definitions, list(pipelines.broken_files)))
 
 
 async def get_pipeline(api: Api, call: Call) -> Answer:

@@ -254,7 +254,7 @@ ANSWERS: dict[tuple[str, int], dict[str, JsonObject]] = {
     ("list_events", 200): _one({"events": [_COMPLETED], "last_seq": 12}),
     ("list_providers", 200): _one({"providers": [_PROFILE_SHOWN]}),
     ("upsert_provider_profile", 200): _one(_PROFILE_SHOWN),
-    ("list_pipelines", 200): _one({"pipelines": [_MINUTES_SHOWN]}),
+    ("list_pipelines", 200): _one({"pipelines": [_MINUTES_SHOWN], "broken_files": []}),
     ("get_pipeline", 200): _one(_MINUTES_SHOWN),
     ("put_pipeline", 200): _one(_MINUTES_SHOWN),
     ("put_pipeline", 201): _one(_MINUTES_SHOWN),

@@ -38,6 +38,7 @@ TYPES: dict[type, str] = {
     wire.JobAnswer: "One job.",
     wire.JobList: "A page of jobs, newest first.",
     wire.EventsPage: "A page of a job's events.",
+    wire.PipelineList: "The definitions, by type.",
     wire.Validation: "Whether a definition can be used, and all that is wrong with it.",
     wire.ErrorAnswer: "Why the request was refused.",
 }
@@ -217,6 +218,10 @@ FIELDS: dict[type, dict[str, str]] = {
         "details": "For programs: `path` and `problems` of an invalid request, `known` of an unknown pipeline.",
     },
     wire.JobList: {"next_cursor": "The `cursor` of the next page; null after the last one."},
+    wire.PipelineList: {
+        "broken_files": "What is wrong with each definition file that cannot be used, beginning with its name. What it said "
+        "before, if anything, is still in force.",
+    },
     wire.EventsPage: {"last_seq": "The seq of the last event that there is."},
     wire.ProviderView: {
         "api_key_set": "Whether it has a key, which is never shown.",

@@ -151,6 +151,7 @@ class ProviderList(msgspec.Struct):
 
 class PipelineList(msgspec.Struct):
     pipelines: list[PipelineDef]
+    broken_files: list[str]
 
 
 class ValidationProblem(msgspec.Struct, kw_only=True):

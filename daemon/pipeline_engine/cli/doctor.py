@@ -44,7 +44,7 @@ class Finding:
 @click.command()
 @client_options
 def command(url: str | None, as_json: bool) -> None:
-    """Check Python, the configuration, the data directory, the daemon, its store and its model servers.
+    """Check Python, the configuration, the data directory, the daemon, its store, definition files and model servers.
 
     Exit codes: 0 all is well (there may be warnings), 1 something is wrong, 3 the daemon cannot be reached.
     """
@@ -106,6 +106,8 @@ def _daemon(url: str | None) -> Iterator[Finding]:
                 yield Finding("daemon", "warning", f"this program is version {__version__}")
             client.list_jobs(limit=1)
             yield Finding("store", "ok", "can be read")
+            for words in client.list_broken_files():
+                yield Finding("definitions", "failed", f"{words}; what the file said before, if anything, is in force")
             yield from _providers(client.list_providers())
     except ConnectionFailed as exc:
         yield Finding("daemon", "unreachable", f"{exc.message}; {START_HINT}")

@@ -43,14 +43,16 @@ def command() -> None:
 @command.command("list")
 @client_options
 def list_pipelines(url: str | None, as_json: bool) -> None:
-    """List the pipelines that jobs can name."""
+    """List the pipelines that jobs can name, and the definition files that cannot be used."""
     with open_client(url) as client:
-        pipelines = client.list_pipelines()
+        pipelines, broken_files = client.list_pipelines(), client.list_broken_files()
     if as_json:
-        print_json({"pipelines": pipelines})
+        print_json({"pipelines": pipelines, "broken_files": broken_files})
     else:
         rows = [(one.type, one.version, len(one.steps), one.description or "") for one in pipelines]
         print_table(("PIPELINE", "VERSION", "STEPS", "DESCRIPTION"), rows)
+        for words in broken_files:
+            click.echo(printable(f"not in force: {words}"), err=True)
 
 
 @command.command("show")

@@ -5,8 +5,8 @@ import { count, facts, h, link, table, textBox } from "./dom.js";
 import { drawGraph } from "./graph.js";
 
 export async function showPipelines(place, signal) {
-  const { pipelines } = await call("v1/config/pipelines", { signal });
-  place.append(h("h1", {}, "Pipelines"));
+  const { pipelines, broken_files: broken } = await call("v1/config/pipelines", { signal });
+  place.append(h("h1", {}, "Pipelines"), ...broken.map((words) => h("p", { class: "warning" }, `Not in force: ${words}`)));
   if (!pipelines.length) {
     place.append(h("p", { class: "empty" },
       "There are none yet: put definitions into the folder that ", h("code", {}, "pipelines_dir"), " names."));

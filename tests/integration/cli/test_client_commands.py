@@ -271,6 +271,17 @@ def test_doctor_finds_all_well_or_says_what_is_not(daemon: DaemonProcess, client
     broken.write_text("[limits]\nbogus = 1\n", encoding="utf-8")
     done = call(daemon, "doctor", PIPELINE_ENGINE_CONFIG=str(broken))
     assert (done.returncode, "bogus" in done.stdout) == (1, True)
+    broken = daemon.home / "pipelines" / "later.yaml"
+    broken.write_text("type: later.v1\nsteps: []\n", encoding="utf-8")
+    until(lambda: len(client.list_broken_files()) == 1)
+    listed = call(daemon, "pipelines", "list")
+    assert (listed.returncode, listed.stderr) == (0, f"not in force: {broken}: line 2: steps: must not be empty\n")
+    assert ok_json(daemon, "pipelines", "list")["broken_files"] == client.list_broken_files()
+    done = call(daemon, "doctor")
+    assert done.returncode == 1
+    assert f"failed       definitions     {broken}: line 2: steps: must not be empty" in done.stdout
+    broken.unlink()
+    until(lambda: not client.list_broken_files())
     away = call(daemon, "doctor", "--url", "http://127.0.0.1:9")
     assert (away.returncode, "start it with `pipeline-engine serve`" in away.stdout) == (3, True)
 

@@ -22,7 +22,7 @@ async def test_a_pipeline_is_put_shown_used_and_removed(autojump_clock: MockCloc
         assert (first.status, first.json["type"], first.json["version"]) == (201, "p.v1", "2")
         assert (await api.ask("PUT", target, DEFINITION)).status == 200
         shown = (await api.ask("GET", target)).json
-        assert (await api.ask("GET", "/v1/config/pipelines")).json == {"pipelines": [shown]}
+        assert (await api.ask("GET", "/v1/config/pipelines")).json == {"pipelines": [shown], "broken_files": []}
         assert decode(shown, PipelineDef) == decode(DEFINITION, PipelineDef)
         job = (await api.ask("POST", "/v1/jobs", {"pipeline_type": "p.v1", "mode": "sync"})).json["job"]
         assert (job["status"], job["pipeline_version"]) == ("succeeded", "2")
@@ -30,6 +30,13 @@ async def test_a_pipeline_is_put_shown_used_and_removed(autojump_clock: MockCloc
         assert (await api.ask("DELETE", target)).status == 404
         missing = await api.ask("GET", target)
         assert (missing.status, missing.error["code"]) == (404, "not_found")
+
+
+async def test_files_that_cannot_be_used_stand_beside_the_definitions(autojump_clock: MockClock) -> None:
+    async with open_api() as api:
+        broken = ["/etc/p.yaml: line 3: steps[0].kind: 'x' is none"]
+        api.setting.pipelines.replace_fixed((), broken_files=broken)
+        assert (await api.ask("GET", "/v1/config/pipelines")).json == {"pipelines": [], "broken_files": broken}
 
 
 async def test_the_address_and_the_definition_name_the_same_type(autojump_clock: MockClock) -> None:
