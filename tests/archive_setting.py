@@ -27,7 +27,8 @@ async def make_jobs(store: Store, artifacts: Path) -> list[JobId]:
 
 
 async def make_jobs_in(setting: Setting) -> list[JobId]:
-    fanout = [llm("a", mode="fanout"), llm("b", depends_on=["a"])]
+    skipping = llm("s", "fails", mode="fanout", on_item_error="skip")
+    fanout = [llm("a", mode="fanout"), llm("b", depends_on=["a"]), skipping]
     many = await setting.run(fanout, ["x", "zwei \u2028 \x85 \U0001f600"], labels={"k": "v"})
     failed = await setting.run([llm("a"), llm("b", "fails", depends_on=["a"])], ["x"])
     running = await setting.submit([llm("a", "slow")], ["x"])

@@ -35,7 +35,7 @@ from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.age_clock import AgeClock
 from pipeline_engine.store.base import DeleteJobs, JobFilter, NewJob
 from pipeline_engine.store.writer import StoreWriter
-from pipeline_engine.stored_jobs import read_job
+from pipeline_engine.stored_jobs import read_checkpoints, read_job
 from pipeline_engine.tracing import TraceHeaders
 
 log = logging.getLogger(__name__)
@@ -450,11 +450,7 @@ class Engine:
 
     async def checkpoints(self, job_id: JobId) -> list[msgspec.Raw]:
         """The StepCheckpoints of a job, as JSON. Raises NotFoundError."""
-        if await self._access.call(self._store.head, job_id) is None:
-            raise NotFoundError(f"there is no job {job_id}")
-        return [
-            msgspec.Raw(point.checkpoint) for point in await self._access.call(self._store.read_checkpoints, job_id)
-        ]
+        return await self._access.call(read_checkpoints, self._store, job_id)
 
 
 def input_size(job: Job) -> int:

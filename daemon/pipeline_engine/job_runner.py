@@ -24,15 +24,14 @@ from pipeline_engine.models import (
     JobStatus,
     Limits,
     PipelineDef,
-    ResultItem,
-    StepCheckpoint,
     StepExecution,
     StepId,
     StepStatus,
+    StoredCheckpoint,
     now_rfc3339,
 )
 from pipeline_engine.scheduler import Scheduler, collect_result, new_executions
-from pipeline_engine.steps.context import ItemKey, JobContext, JobState, Services
+from pipeline_engine.steps.context import ItemKey, JobContext, JobState, PlacedCheckpoint, Services
 from pipeline_engine.steps.runner import batch_size
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.age_clock import AgeClock
@@ -160,15 +159,14 @@ class JobRunner:
         definition, job_input = payload
         live.payload = None
         executions = new_executions(definition.steps)
-        checkpoints: dict[ItemKey, ResultItem] = {}
+        checkpoints: list[PlacedCheckpoint] = []
         attempts: dict[ItemKey, int] = {}
         state = JobState(trace=live.trace)
         if live.resumed or live.job.parent_job_id is not None:
-            record, points = await self._access.call(self._read_progress, job_id)
+            record, checkpoints = await self._access.call(self._read_progress, job_id)
             for text in record.executions:
                 execution = from_stored_json(text, StepExecution)
                 executions[execution.step_id] = execution
-            checkpoints = {(point.step_id, point.shard_key): point.result for point in points}
             state = from_stored_json(record.state, JobState) if record.state else state
             if live.resumed:
                 attempts = await self._access.call(self._read_attempts, job_id)
@@ -218,8 +216,8 @@ class JobRunner:
             return JobError(code=ErrorCode.INTERRUPTED, message=words)
         for step in context.graph.definition.steps:
             if context.executions[step.id].status is StepStatus.RUNNING and not context.may_repeat(step):
-                begun = {key for key in context.attempts if key[0] == step.id}
-                if begun - context.checkpoints.keys():
+                begun = {shard_key for step_id, shard_key in context.attempts if step_id == step.id}
+                if begun - context.checkpoints(step.id).keys():
                     words = f"step {step.id!r} was interrupted and may not be started again (idempotent: false)"
                     return JobError(code=ErrorCode.INTERRUPTED, message=words, details={"step_id": step.id})
         return None
@@ -282,13 +280,13 @@ class JobRunner:
         assert record is not None
         return from_stored_json(record.definition, PipelineDef), read_input(self._store, job_id)
 
-    def _read_progress(self, job_id: JobId) -> tuple[JobRecord, list[StepCheckpoint]]:
+    def _read_progress(self, job_id: JobId) -> tuple[JobRecord, list[PlacedCheckpoint]]:
         record = self._store.get_job(job_id)
         assert record is not None
-        points = [
-            from_stored_json(stored.checkpoint, StepCheckpoint) for stored in self._store.read_checkpoints(job_id)
+        return record, [
+            (stored.index, from_stored_json(stored.checkpoint, StoredCheckpoint))
+            for stored in self._store.read_checkpoints(job_id)
         ]
-        return record, points
 
     def _read_attempts(self, job_id: JobId) -> dict[ItemKey, int]:
         """The highest attempt at each item, so that the next one voids what an interrupted one has shown."""

@@ -469,3 +469,15 @@ class StepCheckpoint(Wire, kw_only=True):
     step_id: StepId
     shard_key: str | None = None
     result: ResultItem
+
+
+class StoredCheckpoint(Wire, kw_only=True):
+    """A StepCheckpoint as the store has it. Without a result it says that the item was left out: by the handler or,
+    with an error, by the step's on_item_error.
+    """
+
+    job_id: JobId
+    step_id: StepId
+    shard_key: str | None = None
+    result: ResultItem | None = None
+    error: JobError | None = None

@@ -16,14 +16,14 @@ from pipeline_engine.models import (
     PipelineDef,
     RerunRequest,
     ResultItem,
-    StepCheckpoint,
     StepExecution,
     StepId,
     StepStatus,
+    StoredCheckpoint,
 )
 from pipeline_engine.pipeline import Graph
 from pipeline_engine.scheduler import new_executions
-from pipeline_engine.steps.context import artifact_ids
+from pipeline_engine.steps.context import PlacedCheckpoint, artifact_ids
 from pipeline_engine.store.base import CheckpointRecord, ExecutionRecord, JobRecord, Store
 from pipeline_engine.stored_jobs import no_job, read_input
 
@@ -37,7 +37,7 @@ class Parent:
     definition: PipelineDef
     job_input: JobInput
     executions: dict[StepId, StepExecution]
-    checkpoints: Sequence[tuple[int, StepCheckpoint]]  # with the place of the shard in its step
+    checkpoints: Sequence[PlacedCheckpoint]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ def read_parent(store: Store, job_id: JobId) -> Parent:
     if record is None:
         raise no_job(job_id)
     checkpoints = [
-        (stored.index, from_stored_json(stored.checkpoint, StepCheckpoint)) for stored in store.read_checkpoints(job_id)
+        (stored.index, from_stored_json(stored.checkpoint, StoredCheckpoint))
+        for stored in store.read_checkpoints(job_id)
     ]
     executions = [from_stored_json(text, StepExecution) for text in record.executions]
     return Parent(
@@ -96,11 +97,13 @@ def plan_rerun(parent: Parent, definition: PipelineDef, request: RerunRequest, *
     artifacts: list[str] = []
     for index, point in parent.checkpoints:
         step_id = point.step_id
-        if step_id in whole or step_id in partial:
-            item = _copy(point.result, job_id, primary=graph.last_exported == step_id)
-            copy = StepCheckpoint(job_id=job_id, step_id=step_id, shard_key=point.shard_key, result=item)
-            checkpoints.append(CheckpointRecord(positions[step_id], index, to_json(copy)))
-            artifacts += artifact_ids(item)
+        if point.error is not None or not (step_id in whole or step_id in partial):
+            continue  # what failed may succeed now
+        copy = msgspec.structs.replace(point, job_id=job_id)
+        if point.result is not None:
+            copy.result = _copy(point.result, job_id, primary=graph.last_exported == step_id)
+            artifacts += artifact_ids(copy.result)
+        checkpoints.append(CheckpointRecord(positions[step_id], index, to_json(copy)))
     return RerunPlan(executions, checkpoints, artifacts)
 
 

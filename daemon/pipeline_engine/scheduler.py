@@ -58,9 +58,6 @@ class Scheduler:
         self._context = context
         self._graph = context.graph
         self._waiting = {step_id: len(dependencies) for step_id, dependencies in self._graph.dependencies.items()}
-        self._items_before: dict[StepId, list[ResultItem]] = {}
-        for (step_id, _), item in context.checkpoints.items():
-            self._items_before.setdefault(step_id, []).append(item)
 
     async def run(self) -> JobError | None:
         """Run what is not final yet; the answer is the error of the step that failed the job, if one did."""
@@ -131,7 +128,7 @@ class Scheduler:
         """The step ended before a restart of the daemon: its items are in the checkpoints."""
         execution = self._context.executions[step_id]
         if execution.status is not StepStatus.FAILED:
-            self._context.finish_items(step_id, self._checkpointed(step_id))
+            self._context.finish_items(step_id, self._context.items_before(step_id))
             return
         self._context.finish_items(step_id, ())
         if execution.error is not None and self._fails_job(self._graph.steps[step_id], execution.error):
@@ -139,16 +136,12 @@ class Scheduler:
 
     def _reuse(self, step_id: StepId) -> None:
         """The step succeeded in the parent job: it counts as done, and its items stand again in the result."""
-        items = self._checkpointed(step_id)
+        items = self._context.items_before(step_id)
         execution = self._context.executions[step_id]
         execution.items_total = execution.items_done = len(items)
         self._context.finish_items(step_id, items)
         events = [(EventName.ITEM_COMPLETED, item) for item in items] if self._graph.steps[step_id].export else []
         self._end_step(step_id, StepStatus.SKIPPED, before=events)
-
-    def _checkpointed(self, step_id: StepId) -> list[ResultItem]:
-        # The store gives them by shard, so this is the order of the result.
-        return self._items_before.get(step_id, [])
 
     # running
 
@@ -204,7 +197,7 @@ class Scheduler:
         execution.started_at = now_rfc3339()
         self._context.step_deadline(step)  # its time counts from now on, restarts included
         # Items that a rerun takes over are shown here: after this, only a checkpoint would tell of them.
-        taken_over = self._checkpointed(step.id) if step.export else []
+        taken_over = self._context.items_before(step.id) if step.export else []
         self._context.log.post(
             [(EventName.STEP_STARTED, execution), *((EventName.ITEM_COMPLETED, item) for item in taken_over)],
             executions=[self._context.execution_record(step.id)],

@@ -33,6 +33,17 @@ def read_input(store: Store, job_id: JobId) -> JobInput:
     return from_stored_json(events[0].line, _JobLine).data.input or JobInput()
 
 
+def read_checkpoints(store: Store, job_id: JobId) -> list[msgspec.Raw]:
+    """The StepCheckpoints of a job, as JSON, without what the store notes of items that were left out.
+
+    Raises NotFoundError.
+    """
+    if store.head(job_id) is None:
+        raise no_job(job_id)
+    stored = [point.checkpoint for point in store.read_checkpoints(job_id)]
+    return [msgspec.Raw(text) for text in stored if from_stored_json(text, _ResultOnly).result]
+
+
 def no_job(job_id: JobId) -> NotFoundError:
     return NotFoundError(f"there is no job {job_id}")
 
@@ -60,3 +71,9 @@ class _JobLine(msgspec.Struct):
     """The event whose data is a job."""
 
     data: Job
+
+
+class _ResultOnly(msgspec.Struct):
+    """A checkpoint of which only whether it has a result is of interest: the result is not decoded."""
+
+    result: msgspec.Raw = msgspec.Raw()

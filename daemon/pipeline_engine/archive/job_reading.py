@@ -23,7 +23,7 @@ from pipeline_engine.archive.records import (
 )
 from pipeline_engine.decoding import from_stored_json, to_stored_json
 from pipeline_engine.events import TERMINAL_EVENTS, EventName, event_line
-from pipeline_engine.models import Job, PipelineDef, StepCheckpoint, StepExecution, StepId
+from pipeline_engine.models import Job, PipelineDef, StepExecution, StepId, StoredCheckpoint
 from pipeline_engine.pipeline import check
 from pipeline_engine.steps.context import artifact_ids
 from pipeline_engine.store.age_clock import seconds_of, to_stamp
@@ -162,12 +162,12 @@ class JobReading:
         return ExecutionRecord(self._place(execution.step_id, record.position), bytes(record.execution))
 
     def _checkpoint(self, record: Checkpoint) -> CheckpointRecord:
-        point = self._decode(bytes(record.checkpoint), StepCheckpoint)
+        point = self._decode(bytes(record.checkpoint), StoredCheckpoint)
         self._require(point.job_id == self.job.id, f"the checkpoint is of {point.job_id[:60]!r}")
         key = (self._place(point.step_id, record.position), record.shard)
         self._require(key not in self._points and record.shard >= 0, "there is a checkpoint of this shard already")
         self._points.add(key)
-        for sha256 in artifact_ids(point.result):
+        for sha256 in artifact_ids(point.result) if point.result is not None else ():
             self._require(sha256 in self._start.artifacts, f"the job does not bring its artifact {sha256[:80]!r}")
         return CheckpointRecord(*key, bytes(record.checkpoint))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +23,11 @@ from pipeline_engine.models import (
     PipelineDef,
     ResultItem,
     Source,
-    StepCheckpoint,
     StepDef,
     StepExecution,
     StepId,
     StepStatus,
+    StoredCheckpoint,
     Usage,
     now_rfc3339,
 )
@@ -44,7 +44,8 @@ from pipeline_engine.worker_processes import WorkerProcesses
 
 HANDLER_THREADS = 32  # in which plain handlers run at the same time
 
-ItemKey = tuple[StepId, str | None]  # a step and a shard_key: what checkpoints and attempts are kept for
+ItemKey = tuple[StepId, str | None]  # a step and a shard_key: what attempts are counted for
+PlacedCheckpoint = tuple[int, StoredCheckpoint]  # with the place of the shard in its step
 
 
 @dataclass(slots=True)
@@ -122,8 +123,8 @@ class Budget:
 class JobContext:
     """One running job, as its steps see it.
 
-    `checkpoints` are items that need not be made again; `attempts` the number of the last attempt at an item that an
-    earlier run of the daemon began.
+    `checkpoints` are of items that need not be made again, by step and by shard; `attempts` the number of the last
+    attempt at an item that an earlier run of the daemon began.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class JobContext:
         services: Services,
         state: JobState,
         executions: Mapping[StepId, StepExecution],
-        checkpoints: Mapping[ItemKey, ResultItem],
+        checkpoints: Iterable[PlacedCheckpoint],
         attempts: Mapping[ItemKey, int],
         limits: Limits,
     ) -> None:
@@ -146,7 +147,6 @@ class JobContext:
         self.log = log
         self.services = services
         self.executions = dict(executions)
-        self.checkpoints = dict(checkpoints)
         self.attempts = dict(attempts)
         self.items: dict[StepId, list[ResultItem]] = {}
         self.budget = Budget(limits)
@@ -155,6 +155,9 @@ class JobContext:
         self._source_images: list[bytes | None] | None = None
         self._state = state
         self._views: dict[StepId, list[dict[str, Any]]] = {}
+        self._checkpoints: dict[StepId, dict[str | None, PlacedCheckpoint]] = {}
+        for index, point in checkpoints:
+            self._checkpoints.setdefault(point.step_id, {})[point.shard_key] = (index, point)
         self._positions = {step.id: index for index, step in enumerate(definition.steps)}
         self._began = trio.current_time() - state.ran_s
 
@@ -188,6 +191,14 @@ class JobContext:
         """The items of a step as templates see them; none if it was skipped."""
         return self._views.get(step_id, [])
 
+    def checkpoints(self, step_id: StepId) -> Mapping[str | None, PlacedCheckpoint]:
+        """What was stored of the step's items before this run of the job, by shard_key and in the order of the shards."""
+        return self._checkpoints.get(step_id, {})
+
+    def items_before(self, step_id: StepId) -> list[ResultItem]:
+        """The items among those checkpoints."""
+        return [point.result for _, point in self.checkpoints(step_id).values() if point.result is not None]
+
     def add_usage(self, usage: Usage | None, execution: StepExecution) -> None:
         if usage is None:
             return
@@ -199,13 +210,20 @@ class JobContext:
         return ExecutionRecord(self._positions[step_id], to_json(self.executions[step_id]))
 
     def progress_record(self, step_id: StepId) -> ExecutionRecord:
-        """The execution of a step that runs, without its errors: they can be many, and those items are tried again."""
+        """The execution of a step that runs, without its errors: they can be many, and each stands in a checkpoint."""
         execution = msgspec.structs.replace(self.executions[step_id], errors=[])
         return ExecutionRecord(self._positions[step_id], to_json(execution))
 
     def checkpoint_record(self, item: ResultItem, index: int) -> CheckpointRecord:
-        point = StepCheckpoint(job_id=self.job.id, step_id=item.step_id, shard_key=item.shard_key, result=item)
+        point = StoredCheckpoint(job_id=self.job.id, step_id=item.step_id, shard_key=item.shard_key, result=item)
         return CheckpointRecord(self._positions[item.step_id], index, to_json(point))
+
+    def left_out_record(
+        self, step_id: StepId, shard_key: str | None, index: int, *, error: JobError | None = None
+    ) -> CheckpointRecord:
+        """What says that there is no item of this shard, so that nobody makes it after a restart; `error` says why."""
+        point = StoredCheckpoint(job_id=self.job.id, step_id=step_id, shard_key=shard_key, error=error)
+        return CheckpointRecord(self._positions[step_id], index, to_json(point))
 
     def may_repeat(self, step: StepDef) -> bool:
         """Whether what the step does may be started again after a crash (`idempotent`)."""

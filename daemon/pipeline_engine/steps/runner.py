@@ -54,6 +54,8 @@ class StepRun:
         self._step = step
         self._execution: StepExecution = context.executions[step.id]
         self._items: list[ResultItem | None] = []
+        # An operation of ours, which takes less time than a note that it gave no item.
+        self._is_transform = step.kind in (StepKind.MAP, StepKind.REDUCE) and step.provider_profile_id is None
         self._failure: StepError | None = None
         self._progress_due = trio.current_time() + PROGRESS_INTERVAL
         self._shown_done: int | None = None
@@ -63,10 +65,7 @@ class StepRun:
         dry_run = context.job.dry_run
         shards = await self._cut(dry_run=dry_run)
         maker = ItemMaker(context, step, dry_run=dry_run)
-        self._items = [context.checkpoints.get((step.id, shard.key)) for shard in shards]
-        self._execution.items_total = len(shards)
-        self._execution.items_done = sum(item is not None for item in self._items)
-        todo = [shard for shard in shards if self._items[shard.index] is None]
+        todo = self._begin(shards)
         if step.mode is StepMode.SINGLE:
             for shard in todo:
                 await self._make(maker, [shard])
@@ -88,9 +87,21 @@ class StepRun:
             return cut()
         return await trio.to_thread.run_sync(cut, abandon_on_cancel=True, limiter=self._context.services.workers)
 
+    def _begin(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Take over what a restart or a rerun left of the items; gives the shards whose items are to be made."""
+        context, step, execution = self._context, self._step, self._execution
+        before = context.checkpoints(step.id)
+        points = [before.get(shard.key) for shard in shards]
+        todo = [shard for shard, placed in zip(shards, points, strict=True) if placed is None]
+        self._items = [None if placed is None else placed[1].result for placed in points]
+        execution.errors = [placed[1].error for placed in points if placed is not None and placed[1].error is not None]
+        execution.items_total = len(shards)
+        execution.items_done = len(shards) - len(todo)
+        return todo
+
     async def _make_all(self, maker: ItemMaker, shards: Sequence[Shard]) -> None:
         """One task an item, no more at a time than the step allows; the next is started when one is done."""
-        if self._step.kind in (StepKind.MAP, StepKind.REDUCE) and self._step.provider_profile_id is None:
+        if self._is_transform:
             await self._transform_all(maker, shards)
             return
         room = trio.Semaphore(self._step.max_concurrency)
@@ -134,11 +145,11 @@ class StepRun:
         except StepError as exc:
             # Not only servers and tools repeat what they know: handlers do so too.
             self._context.services.redactor.redact_error(exc)
-            self._item_failed(exc, batch[0])
+            self._items_failed(exc, batch)
         except Exception as exc:
             log.exception("internal error in job %s, step %s", self._context.job.id, self._step.id)
             words = f"internal error ({type(exc).__name__}); the daemon's log has more under job {self._context.job.id}"
-            self._item_failed(StepError(ErrorCode.INTERNAL, words), batch[0])
+            self._items_failed(StepError(ErrorCode.INTERNAL, words), batch)
         else:
             self._items_done(batch, items)
 
@@ -150,6 +161,8 @@ class StepRun:
         for shard, item in zip(batch, items, strict=True):
             self._execution.items_done += 1
             if item is None:
+                if not self._is_transform:
+                    checkpoints.append(context.left_out_record(self._step.id, shard.key, shard.index))
                 continue
             self._items[shard.index] = item
             checkpoints.append(context.checkpoint_record(item, shard.index))
@@ -161,18 +174,25 @@ class StepRun:
         context.log.post(events, executions=progress, checkpoints=checkpoints, artifacts=artifacts)
         self._show_progress()
 
-    def _item_failed(self, exc: StepError, shard: Shard) -> None:
-        error = job_error(exc, step_id=self._step.id, shard_key=shard.key)
-        sharded = self._step.mode is not StepMode.SINGLE
+    def _items_failed(self, exc: StepError, batch: Sequence[Shard]) -> None:
+        context, step = self._context, self._step
+        errors = [job_error(exc, step_id=step.id, shard_key=shard.key) for shard in batch]
+        sharded = step.mode is not StepMode.SINGLE
         if sharded:
-            self._execution.errors = [*self._execution.errors, error]
+            self._execution.errors = [*self._execution.errors, *errors]
         # A budget is the job's: leaving out items would hide that it is spent.
-        skippable = sharded and self._step.on_item_error is ItemErrorPolicy.SKIP
+        skippable = sharded and step.on_item_error is ItemErrorPolicy.SKIP
         if skippable and exc.code is not ErrorCode.BUDGET_EXCEEDED:
-            self._execution.items_done += 1
+            self._execution.items_done += len(batch)
+            if not self._is_transform:
+                left_out = [
+                    context.left_out_record(step.id, shard.key, shard.index, error=error)
+                    for shard, error in zip(batch, errors, strict=True)
+                ]
+                context.log.post(executions=[context.progress_record(step.id)], checkpoints=left_out)
             self._show_progress()
         elif self._failure is None:
-            self._failure = StepError(exc.code, exc.message, details=error.details)
+            self._failure = StepError(exc.code, exc.message, details=errors[0].details)
 
     def _show_progress(self, *, last: bool = False) -> None:
         if self._step.mode is StepMode.SINGLE:

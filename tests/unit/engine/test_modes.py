@@ -134,6 +134,19 @@ async def test_skipped_items_keep_the_places_of_the_others(autojump_clock: MockC
         assert (execution.items_done, execution.items_total) == (3, 3)
 
 
+async def test_a_batch_of_embeddings_that_is_skipped_is_named_item_by_item(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"m": [Script(error=ProviderError(ErrorCode.PROVIDER_ERROR, "bad"))]})
+    step = llm("e", "m", mode="fanout", output_type="embedding", on_item_error="skip", config={"batch_size": 2})
+    async with open_setting(registry=registry) as setting:
+        job = await setting.run([step], ["a", "b", "c"])
+        assert job.status is JobStatus.SUCCEEDED
+        [execution] = job.step_executions or []
+        assert [error.details["shard_key"] for error in execution.errors] == ["e-0", "e-1", "e-2"]
+        assert (execution.items_done, execution.items_total) == (3, 3)
+        progress = [event["data"] for event in setting.stored_events(job.id) if event["event"] == "step_progress"]
+        assert progress[-1] == {"step_id": "e", "done": 3, "total": 3}
+
+
 async def test_a_failing_item_stops_its_siblings_and_keeps_what_was_done(autojump_clock: MockClock) -> None:
     bad = Script(tokens=(), first=2, error=ProviderError(ErrorCode.PROVIDER_ERROR, "bad"))
     registry = ScriptedRegistry({"m": [Script(echo=True, first=1), bad, Script(first=100)]})

@@ -32,12 +32,13 @@ async def run_until_crash(
     sources: Sequence[str],
     *,
     after: float,
+    handlers: Handlers | None = None,
     **request: object,
 ) -> JobId:
     """Submit a job and tear the engine down `after` seconds later, as kill -9 would: nobody is told."""
     job: Job | None = None
     with trio.CancelScope() as scope:
-        async with open_setting(store=store, registry=registry) as setting:
+        async with open_setting(store=store, registry=registry, handlers=handlers) as setting:
             job = await setting.submit(steps, sources, **request)
             await trio.sleep(after)
             scope.cancel()
@@ -241,6 +242,39 @@ async def test_what_must_not_run_twice_fails_the_job_instead(autojump_clock: Moc
         assert job.error is not None
         assert (job.error.code, job.error.details["step_id"]) == ("interrupted", "pay")
     assert calls == ["x"]
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+async def test_items_that_were_left_out_are_not_tried_again(autojump_clock: MockClock, idempotent: bool) -> None:
+    calls: list[str] = []
+
+    async def judge(item: HandlerItem) -> str | None:
+        calls.append(item.text)
+        await trio.sleep(1)
+        if item.text == "bad":
+            raise ValueError("no judgement")
+        return None if item.text == "dull" else item.text
+
+    handlers = Handlers()
+    handlers.add("judge", judge)
+    store = MemoryStore()
+    config = {"handler": "judge", "idempotent": idempotent}
+    fanout = {"mode": "fanout", "max_concurrency": 1, "on_item_error": "skip"}
+    step = {"id": "j", "kind": "custom", "config": config, "export": True, **fanout}
+    sources = ["a", "dull", "bad", "b", "c"]
+    job_id = await run_until_crash(store, ScriptedRegistry(), [step], sources, after=3.5, handlers=handlers)
+    if not idempotent:  # the crash comes just before b was to begin: nothing is under way
+        assert store._jobs[job_id].events.pop().name == "item_started"
+    async with open_setting(store=store, handlers=handlers) as setting:
+        job = await finish(setting, job_id)
+        assert job.status is JobStatus.SUCCEEDED
+        assert texts(job) == ["a", "b", "c"]
+        assert calls == ["a", "dull", "bad", "b", "b", "c"]
+        [execution] = job.step_executions or []
+        assert [error.details["shard_key"] for error in execution.errors] == ["j-2"]
+        assert "no judgement" in execution.errors[0].message
+        assert (execution.items_done, execution.items_total) == (5, 5)
+        assert len(await setting.engine.checkpoints(job_id)) == 3
 
 
 async def test_a_job_that_takes_the_daemon_down_is_given_up_in_the_end(autojump_clock: MockClock) -> None:

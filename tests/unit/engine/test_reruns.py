@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import trio
-from tests.engine_setting import Script, ScriptedRegistry, job_request, llm, open_setting, statuses, texts
+from tests.engine_setting import (
+    Script,
+    ScriptedRegistry,
+    job_request,
+    llm,
+    open_setting,
+    statuses,
+    texts,
+)
 from trio.testing import MockClock
 
 from pipeline_engine.decoding import decode
@@ -26,6 +34,7 @@ from pipeline_engine.models import (
     StepId,
 )
 from pipeline_engine.pipelines import RegisteredPipeline
+from pipeline_engine.steps.handlers import HandlerItem, Handlers
 
 BAD = ProviderError(ErrorCode.PROVIDER_ERROR, "bad")
 
@@ -187,6 +196,32 @@ async def test_only_what_failed_runs_again_and_finished_items_do_not(autojump_cl
         assert registry.prompts == ["c"]
         completed = [e["data"] for e in setting.stored_events(job.id) if e["event"] == "item_completed"]
         assert [item["shard_key"] for item in completed] == ["f-0", "f-1", "f-3", "f-2"]
+
+
+async def test_items_that_the_handler_left_out_are_not_made_again_but_those_that_failed_are(
+    autojump_clock: MockClock,
+) -> None:
+    calls: list[str] = []
+
+    async def judge(item: HandlerItem) -> str | None:
+        calls.append(item.text)
+        if item.text in ("c", "d"):
+            await trio.sleep(1)
+        if item.text == "c":
+            raise ValueError("no judgement")
+        return None if item.text == "b" else item.text
+
+    handlers = Handlers()
+    handlers.add("judge", judge)
+    config = {"handler": "judge"}
+    fanout = {"mode": "fanout", "max_concurrency": 1, "on_item_error": "skip", "timeout_s": 1.5}
+    step = {"id": "j", "kind": "custom", "config": config, "export": True, **fanout}
+    async with open_setting(handlers=handlers) as setting:
+        parent = await setting.run([step], ["a", "b", "c", "d"])
+        assert statuses(parent) == {"j": "failed"}
+        calls.clear()
+        await setting.engine.wait((await setting.engine.rerun(parent.id, RerunRequest(reuse_upstream=True))).id)
+        assert calls == ["c", "d"]
 
 
 async def test_a_corrected_definition_is_used_unless_the_same_is_asked_for(autojump_clock: MockClock) -> None:
