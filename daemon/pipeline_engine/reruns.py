@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -16,14 +16,17 @@ from pipeline_engine.models import (
     PipelineDef,
     RerunRequest,
     ResultItem,
+    StepDef,
     StepExecution,
     StepId,
+    StepMode,
     StepStatus,
     StoredCheckpoint,
 )
-from pipeline_engine.pipeline import Graph
+from pipeline_engine.pipeline import Graph, input_step
 from pipeline_engine.scheduler import new_executions
 from pipeline_engine.steps.context import PlacedCheckpoint, artifact_ids
+from pipeline_engine.steps.shards import takes_images
 from pipeline_engine.store.base import CheckpointRecord, ExecutionRecord, JobRecord, Store
 from pipeline_engine.stored_jobs import no_job, read_input
 
@@ -73,7 +76,8 @@ def plan_rerun(parent: Parent, definition: PipelineDef, request: RerunRequest, *
     """What the new job need not do again. Raises InvalidRequestError for an unknown step.
 
     With reuse_upstream, a step that succeeded in the parent is reused whole unless it is `from_step_id` or downstream
-    of it; of the other steps that are not downstream, the finished items are, as long as the input is the parent's.
+    of it; of the other steps that are not downstream, the finished items are, as long as the input is the parent's and
+    the step works on the same shards.
     """
     graph = Graph(definition)
     again: set[StepId] = set()
@@ -86,7 +90,12 @@ def plan_rerun(parent: Parent, definition: PipelineDef, request: RerunRequest, *
         return RerunPlan((), (), ())
     kept = graph.steps.keys() - again
     whole = {step_id for step_id in kept if _succeeded(parent.executions.get(step_id))}
-    partial = kept - whole if request.override_input is None else set()
+    partial: set[StepId] = set()
+    if request.override_input is None:
+        before = {step.id: step for step in parent.definition.steps}
+        partial = {
+            step_id for step_id in kept - whole if _same_shards(before.get(step_id), graph.steps[step_id], whole)
+        }
     positions = {step_id: position for position, step_id in enumerate(graph.steps)}
     executions = []
     for step_id, execution in new_executions(definition.steps).items():
@@ -110,8 +119,25 @@ def plan_rerun(parent: Parent, definition: PipelineDef, request: RerunRequest, *
 def _succeeded(execution: StepExecution | None) -> bool:
     if execution is None:
         return False
-    reused = execution.status is StepStatus.SKIPPED and execution.reused_from is not None
-    return execution.status is StepStatus.SUCCESS or reused
+    return execution.status is StepStatus.SUCCESS or execution.reused_from is not None
+
+
+def _same_shards(before: StepDef | None, step: StepDef, whole: Collection[StepId]) -> bool:
+    """Whether the items that the parent has of the step are of shards that it has again: keys alone do not tell."""
+    return before is not None and _cut(before) == _cut(step) and all(step_id in whole for step_id in _inputs(step))
+
+
+def _cut(step: StepDef) -> tuple[object, ...]:
+    """What says which shards a step has of the same sources and items; an image is never cut for a step that takes it."""
+    return step.mode, step.config.split, takes_images(step), _inputs(step)
+
+
+def _inputs(step: StepDef) -> list[StepId]:
+    """The steps whose items a step works on; none when it works on the sources."""
+    if step.mode is StepMode.SINGLE:
+        return step.depends_on
+    origin = input_step(step)
+    return [] if origin is None else [origin]
 
 
 def _copy(item: ResultItem, job_id: JobId, *, primary: bool) -> ResultItem:

@@ -127,7 +127,7 @@ class Scheduler:
     def _take_over(self, step_id: StepId) -> None:
         """The step ended before a restart of the daemon: its items are in the checkpoints."""
         execution = self._context.executions[step_id]
-        if execution.status is not StepStatus.FAILED:
+        if execution.status is StepStatus.SUCCESS or execution.reused_from is not None:
             self._context.finish_items(step_id, self._context.items_before(step_id))
             return
         self._context.finish_items(step_id, ())
@@ -196,10 +196,8 @@ class Scheduler:
         execution.status = StepStatus.RUNNING
         execution.started_at = now_rfc3339()
         self._context.step_deadline(step)  # its time counts from now on, restarts included
-        # Items that a rerun takes over are shown here: after this, only a checkpoint would tell of them.
-        taken_over = self._context.items_before(step.id) if step.export else []
         self._context.log.post(
-            [(EventName.STEP_STARTED, execution), *((EventName.ITEM_COMPLETED, item) for item in taken_over)],
+            [(EventName.STEP_STARTED, execution)],
             executions=[self._context.execution_record(step.id)],
             state=self._context.state(),
         )

@@ -95,8 +95,25 @@ class StepRun:
         todo = [shard for shard, placed in zip(shards, points, strict=True) if placed is None]
         self._items = [None if placed is None else placed[1].result for placed in points]
         execution.errors = [placed[1].error for placed in points if placed is not None and placed[1].error is not None]
+        is_first_run = execution.items_total is None
         execution.items_total = len(shards)
         execution.items_done = len(shards) - len(todo)
+        if before:
+            # Items of a rerun's parent: after this, only a checkpoint would tell of them.
+            taken = [item for item in self._items if item is not None] if is_first_run and step.export else []
+            # What is of no shard, as those of a dry run, must not come back after a restart either.
+            keys = {shard.key for shard in shards}
+            dropped = [
+                context.left_out_record(step.id, key, index)
+                for key, (index, point) in before.items()
+                if key not in keys and point.result is not None
+            ]
+            if taken or dropped:
+                context.log.post(
+                    [(EventName.ITEM_COMPLETED, item) for item in taken],
+                    executions=[context.progress_record(step.id)],
+                    checkpoints=dropped,
+                )
         return todo
 
     async def _make_all(self, maker: ItemMaker, shards: Sequence[Shard]) -> None:

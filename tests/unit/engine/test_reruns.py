@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable
 from typing import Any
 
 import pytest
 import trio
 from tests.engine_setting import (
+    Json,
     Script,
     ScriptedRegistry,
+    Setting,
     job_request,
     llm,
     open_setting,
@@ -19,6 +22,7 @@ from tests.engine_setting import (
 from trio.testing import MockClock
 
 from pipeline_engine.decoding import decode
+from pipeline_engine.engine import EngineLimits
 from pipeline_engine.errors import ErrorCode, InvalidRequestError, NotFoundError, ProviderError
 from pipeline_engine.models import (
     Job,
@@ -35,6 +39,7 @@ from pipeline_engine.models import (
 )
 from pipeline_engine.pipelines import RegisteredPipeline
 from pipeline_engine.steps.handlers import HandlerItem, Handlers
+from pipeline_engine.store.memory import MemoryStore
 
 BAD = ProviderError(ErrorCode.PROVIDER_ERROR, "bad")
 
@@ -198,6 +203,81 @@ async def test_only_what_failed_runs_again_and_finished_items_do_not(autojump_cl
         assert [item["shard_key"] for item in completed] == ["f-0", "f-1", "f-3", "f-2"]
 
 
+def completed(setting: Setting, job: Job) -> list[str]:
+    return [event["data"]["id"] for event in setting.stored_events(job.id) if event["event"] == "item_completed"]
+
+
+async def ids_of_checkpoints(setting: Setting, job: Job) -> list[str]:
+    return [json.loads(bytes(point))["result"]["id"] for point in await setting.engine.checkpoints(job.id)]
+
+
+PLAN = {"id": "plan", "kind": "map", "config": {"map": "parse", "format": "json"}}
+LINES = llm("f", "m", mode="fanout", max_concurrency=1, config={"split": {"by": "lines"}})
+OVER = {**LINES, "config": {"over": "plan"}, "depends_on": ["plan"]}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "wanted"),
+    [
+        (LINES, {**LINES, "config": {"split": {"by": "lines", "size": 2}}}, ['["a",\n "b",', ' "c",\n "d"]']),
+        (LINES, {**LINES, "config": {}}, ['["a",\n "b",\n "c",\n "d"]']),
+        (LINES, {**LINES, "config": {}, "mode": "single"}, ['["a",\n "b",\n "c",\n "d"]']),
+        (OVER, LINES, ['["a",', ' "b",', ' "c",', ' "d"]']),
+        (OVER, {**OVER, "mode": "per_item"}, ['["a",\n "b",\n "c",\n "d"]']),
+    ],
+    ids=["size", "unsplit", "single", "sources", "per_item"],
+)
+async def test_finished_items_of_other_shards_are_not_taken_over(
+    autojump_clock: MockClock, before: Json, now: Json, wanted: list[str]
+) -> None:
+    echo = Script(echo=True)
+    registry = ScriptedRegistry({"m": [echo, echo, echo, Script(tokens=(), error=BAD), echo]})
+    source = Source(content='["a",\n "b",\n "c",\n "d"]')
+    async with open_setting(registry=registry) as setting:
+
+        def put(*steps: Json) -> None:
+            setting.pipelines.put(decode({"type": "p.v1", "steps": list(steps)}, PipelineDef))
+
+        put(PLAN, before)
+        parent = await setting.engine.submit(JobRequest(pipeline_type="p.v1", input=JobInput(sources=[source])))
+        assert (await setting.engine.wait(parent.id)).status is JobStatus.FAILED
+        put(PLAN, now)
+        for _ in range(2):  # the second is a rerun of the first
+            job = await setting.engine.rerun(parent.id, RerunRequest(reuse_upstream=True))
+            job = await setting.engine.wait(job.id)
+            assert texts(job) == wanted
+            assert job.result is not None
+            assert completed(setting, job) == [item.id for item in job.result.items]
+            assert await ids_of_checkpoints(setting, job) == ["plan", *completed(setting, job)]
+            parent = job
+
+
+async def test_items_without_a_shard_do_not_come_back_after_a_restart(autojump_clock: MockClock) -> None:
+    """In a dry run an `over` has one element, whatever the parent has finished."""
+    store = MemoryStore()
+    echo = Script(echo=True)
+    registry = ScriptedRegistry({"m": [echo, echo, Script(tokens=(), error=BAD)]})
+
+    follower = llm("g", "m", depends_on=["f"], prompt={"user": "{{ previous.f | map(attribute='text') | list }}"})
+    async with open_setting(store=store, registry=registry) as setting:
+        parent = await setting.run([PLAN, OVER, follower], ['["a", "b", "c"]'])
+        assert await ids_of_checkpoints(setting, parent) == ["plan", "f/f-0", "f/f-1"]
+        request = decode({"parent_job_id": parent.id, "reuse_upstream": True, "dry_run": True}, JobRequest)
+        job = await setting.engine.submit(request)
+        job = await setting.engine.wait(job.id)
+        assert (texts(job, "f"), texts(job, "g")) == (["a"], ['["a"]'])
+        assert completed(setting, job) == ["f/f-0", "g"]
+        assert await ids_of_checkpoints(setting, job) == ["plan", "f/f-0", "g"]
+    # The crash came just before the job's end.
+    stored = store._jobs[job.id]
+    cut = next(index for index, event in enumerate(stored.events) if event.name == "job_status" and index > 3)
+    del stored.events[cut:]
+    stored.status, stored.finished_at = JobStatus.RUNNING, None
+    async with open_setting(store=store, registry=registry) as setting:
+        again = await setting.engine.wait(job.id)
+        assert (texts(again, "f"), texts(again, "g")) == (["a"], ['["a"]'])
+
+
 async def test_items_that_the_handler_left_out_are_not_made_again_but_those_that_failed_are(
     autojump_clock: MockClock,
 ) -> None:
@@ -249,3 +329,16 @@ async def test_a_parent_that_still_runs_can_be_rerun(autojump_clock: MockClock) 
         job = await setting.engine.wait(job.id)
         assert statuses(job) == {"a": "skipped", "b": "success"}
         assert (await setting.engine.get_job(parent.id)).status is JobStatus.RUNNING
+
+
+async def test_what_a_rerun_that_never_began_was_to_reuse_is_reused(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"A": [Script(tokens="A")], "slow": [Script(first=100)], "bad": [Script(error=BAD)]})
+    async with open_setting(registry=registry, limits=EngineLimits(max_running_jobs=1)) as setting:
+        parent = await setting.run([llm("a", "A"), llm("b", "bad", depends_on=["a"])])
+        await setting.submit([llm("s", "slow")])
+        queued = await setting.engine.rerun(parent.id, RerunRequest(reuse_upstream=True))
+        await setting.engine.cancel(queued.id)
+        job = await setting.engine.rerun(queued.id, RerunRequest(reuse_upstream=True))
+        job = await setting.engine.wait(job.id)
+        assert statuses(job) == {"a": "skipped", "b": "failed"}
+        assert [execution.reused_from for execution in job.step_executions or ()] == [queued.id, None]
