@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from pipeline_engine.errors import ErrorCode, StepError
+from pipeline_engine.steps.copies import OwnObjects, own_copy
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +24,13 @@ ENTRY_POINT_GROUP = "pipeline_engine.steps"
 TOLD_JOBS = 256  # for so many jobs a handler remembers that its traceback is in the log
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+#: What of an item has parts that a handler could change, and how it gets its own.
+_COPIES: Mapping[str, Callable[[Any], Any]] = {"json": own_copy, "sources": OwnObjects, "options": own_copy}
+
+
+@dataclass(frozen=True, kw_only=True)
 class HandlerItem:
-    """What a handler gets: the item it works on, and what the job was given.
+    """What a handler gets: the item it works on, and what the job was given. All of it is the handler's own.
 
     `text` and `json` are the item's (in single mode the texts of all inputs, joined by newlines), and so is `embedding`,
     if it has one; `prompt` is the rendered user prompt; `sources` are `{kind, label, content, metadata}`.
@@ -42,6 +47,20 @@ class HandlerItem:
     sources: list[dict[str, Any]]
     options: dict[str, Any]
     embedding: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        # Other steps, and the job's input, have the same values. Copied for each of many items they would cost far
+        # more than most handlers do, so that waits until the handler looks at them.
+        self.__dict__["_shared"] = {name: self.__dict__.pop(name) for name in _COPIES}
+
+    if not TYPE_CHECKING:  # that would take every name
+
+        def __getattr__(self, name: str) -> Any:
+            shared = self.__dict__.get("_shared", {})
+            if name not in shared:
+                raise AttributeError(f"a handler's item has no {name!r}")
+            value = self.__dict__[name] = _COPIES[name](shared[name])
+            return value
 
 
 #: A handler returns a text, any JSON value, or None to leave the item out. It may be async.

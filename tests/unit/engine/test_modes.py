@@ -441,3 +441,58 @@ async def test_whatever_a_handler_raises_fails_its_step_alone(
             assert job.error.code == ErrorCode.TOOL_FAILED
             assert type(exception).__name__ in job.error.message
         assert (await setting.run([llm("b")])).status is JobStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize("plain", [False, True])
+async def test_what_a_handler_changes_of_its_item_is_its_own(plain: bool) -> None:
+    """In real time: a plain handler runs in a thread."""
+
+    def change(item: HandlerItem) -> object:
+        item.json["seen"] = item.index
+        item.options["seen"] = True
+        item.options["deep"]["list"].append(1)
+        item.sources[0]["metadata"]["seen"] = True
+        item.sources.append({})
+        return {"json": item.json, "options": item.options, "sources": item.sources}
+
+    async def change_async(item: HandlerItem) -> object:
+        return change(item)
+
+    handlers = Handlers()
+    handlers.add("change", change if plain else change_async)
+    steps = [
+        {"id": "p", "kind": "map", "config": {"map": "parse", "format": "json"}, "export": True},
+        {
+            "id": "c",
+            "kind": "custom",
+            "mode": "fanout",
+            "depends_on": ["p"],
+            "config": {"handler": "change", "over": "p"},
+            "export": True,
+        },
+        {
+            "id": "t",
+            "kind": "map",
+            "depends_on": ["p", "c"],
+            "config": {
+                "map": "template",
+                "template": "{{ previous.p[0].json }} {{ options }} {{ sources[0].metadata }}",
+            },
+            "export": True,
+        },
+    ]
+    given = {"kind": "note", "label": "s", "content": '[{"a": 1}, {"a": 2}]', "metadata": {"m": 1}}
+    options: Json = {"deep": {"list": []}}
+    async with open_setting(handlers=handlers) as setting:
+        job = await setting.run(steps, [given], options=options)
+        assert job.result is not None
+        first, *changed, last = job.result.items
+        assert first.data["json"] == [{"a": 1}, {"a": 2}]
+        assert [item.data["json"]["json"] for item in changed] == [{"a": 1, "seen": 0}, {"a": 2, "seen": 1}]
+        for item in changed:
+            assert item.data["json"]["options"] == {"deep": {"list": [1]}, "seen": True}
+            assert [one.get("metadata") for one in item.data["json"]["sources"]] == [{"m": 1, "seen": True}, None]
+        assert last.data["text"] == '[{"a":1},{"a":2}] {"deep":{"list":[]}} {"m":1}'
+        assert job.input == (await setting.engine.get_job(job.id)).input
+        assert job.input is not None
+        assert (job.input.options, job.input.sources[0].metadata) == (options, {"m": 1})
