@@ -213,10 +213,7 @@ class ItemMaker:
         result = await call_handler(handler, item, threads=context.services.handler_threads)
         if result is None:
             return None
-        text = result if isinstance(result, str) else _json_of_handler(result)
-        # A lone surrogate can neither be stored nor sent.
-        text = text.encode("utf-8", "replace").decode()
-        data = {"text": text} if isinstance(result, str) else {"text": text, "json": loads_strict(text)}
+        data = _data_of_handler(result, step.config.handler)
         return await self._text_item(shard, await self._formatted(data))
 
     async def _transform(self, shard: Shard) -> MapOutput | None:
@@ -301,9 +298,13 @@ def _raw(answer: Answer) -> dict[str, Any]:
     return {"raw": answer.text[:MAX_RAW_CHARS], "attempt": answer.attempt}
 
 
-def _json_of_handler(result: object) -> str:
+def _data_of_handler(result: object, name: str) -> dict[str, Any]:
+    """The text that the handler returned, or its value and that as JSON. Raises StepError(tool_failed)."""
     try:
-        return dumps_compact(result)
+        text = result if isinstance(result, str) else dumps_compact(result)
+        # A lone surrogate can neither be stored nor sent.
+        text = text.encode("utf-8", "replace").decode()
+        return {"text": text} if isinstance(result, str) else {"text": text, "json": loads_strict(text)}
     except (TypeError, ValueError) as exc:
-        words = f"the handler returned a {type(result).__name__}, which is neither a text nor a JSON value: {exc}"
-        raise StepError(ErrorCode.TOOL_FAILED, words) from exc
+        what = f"a {type(result).__name__}, which is neither a text nor a JSON value"
+        raise StepError(ErrorCode.TOOL_FAILED, f"the handler {name!r} returned {what}: {exc}") from exc

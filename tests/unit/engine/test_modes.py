@@ -496,3 +496,34 @@ async def test_what_a_handler_changes_of_its_item_is_its_own(plain: bool) -> Non
         assert job.input == (await setting.engine.get_job(job.id)).input
         assert job.input is not None
         assert (job.input.options, job.input.sources[0].metadata) == (options, {"m": 1})
+
+
+def nested(depth: int) -> object:
+    return [nested(depth - 1)] if depth else []
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (nested(250), "is nested deeper than 200 levels"),
+        ({1: "a", "1": "b"}, "the key '1' stands twice"),
+        ({(1, 2): 3}, "keys must be str"),
+        ([float("nan")], "cannot be written as JSON"),
+        ({1, 2}, "cannot be written as JSON"),
+    ],
+    ids=["deep", "twice", "tuple", "nan", "set"],
+)
+async def test_a_handler_that_returns_no_json_is_named(autojump_clock: MockClock, value: object, words: str) -> None:
+    async def answer(item: HandlerItem) -> object:
+        return value
+
+    handlers = Handlers()
+    handlers.add("my-handler", answer)
+    async with open_setting(handlers=handlers) as setting:
+        job = await setting.run([{"id": "c", "kind": "custom", "config": {"handler": "my-handler"}}], ["x"])
+        assert job.error is not None
+        assert job.error.code == "tool_failed"
+        assert job.error.message.startswith(
+            f"the handler 'my-handler' returned a {type(value).__name__}, which is neither"
+        )
+        assert words in job.error.message
