@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from tests.engine_setting import Json, Script, ScriptedRegistry
+from tests.engine_setting import Json, Script, ScriptedProvider, ScriptedRegistry
 
 from pipeline_engine.models import ProviderKind, ProviderProfile
 from pipeline_engine.providers.base import Chunk, Completion, Operation, ProviderCall
@@ -19,16 +19,19 @@ class DrawingRegistry(ScriptedRegistry):
     def __init__(
         self, scripts: Mapping[str, Sequence[Script]] | None = None, *, draw: Callable[[str], bytes] = lambda _: PNG
     ) -> None:
-        super().__init__(scripts)
-        self._draw = draw
+        super().__init__(provider=_DrawingProvider(scripts or {}, draw))
         self.put(ProviderProfile(id="painter", kind=ProviderKind.IMAGE, base_uri="http://127.0.0.1:9"))
 
+
+class _DrawingProvider(ScriptedProvider):
+    def __init__(self, scripts: Mapping[str, Sequence[Script]], draw: Callable[[str], bytes]) -> None:
+        super().__init__(scripts)
+        self._draw = draw
+
     @asynccontextmanager
-    async def stream(
-        self, call: ProviderCall, *, job_id: str
-    ) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
+    async def stream(self, call: ProviderCall) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
         if call.operation is not Operation.IMAGE:
-            async with super().stream(call, job_id=job_id) as batches:
+            async with super().stream(call) as batches:
                 yield batches
             return
 

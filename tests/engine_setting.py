@@ -18,13 +18,13 @@ from pipeline_engine.definitions import DefinitionChecker
 from pipeline_engine.documents import parse_document
 from pipeline_engine.engine import Engine, EngineLimits
 from pipeline_engine.errors import StepError
-from pipeline_engine.models import Job, JobId, JobRequest, ProviderKind, ProviderProfile, Usage
+from pipeline_engine.models import Job, JobId, JobRequest, ProviderExtra, ProviderKind, ProviderProfile, Usage
 from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
-from pipeline_engine.providers.base import Chunk, Completion, Operation, ProviderCall
+from pipeline_engine.providers.base import Chunk, Completion, Operation, Provider, ProviderCall
 from pipeline_engine.providers.local_tool import LocalToolProvider
 from pipeline_engine.providers.managed import ModelServers
 from pipeline_engine.providers.registry import ProviderRegistry
-from pipeline_engine.providers.transport import Network
+from pipeline_engine.providers.transport import HttpClient, Network
 from pipeline_engine.redaction import Redactor
 from pipeline_engine.renderer import Renderer
 from pipeline_engine.steps.context import Services
@@ -55,30 +55,20 @@ class Script:
     usage: Usage | None = field(default_factory=lambda: Usage(prompt_tokens=1, completion_tokens=2))
 
 
-class ScriptedRegistry(ProviderRegistry):
-    """Profile `fake`: each model name has its answers, the last one for all further calls.
+class ScriptedProvider:
+    """Each model name has its answers, the last one for all further calls.
 
     The embedding of a text is its length and 0.5.
     """
 
-    def __init__(self, scripts: Mapping[str, Sequence[Script]] | None = None) -> None:
-        profile = ProviderProfile(id="fake", kind=ProviderKind.OPENAI, default_model="plain")
-        super().__init__(
-            [profile],
-            local_tool=LocalToolProvider(environment={}),
-            network=Network(proxies={}),
-            servers=ModelServers(nursery=None, open_server=None),  # type: ignore[arg-type]  # no profile names one
-            redactor=Redactor(),
-        )
-        self._scripts = {model: list(answers) for model, answers in (scripts or {}).items()}
+    def __init__(self, scripts: Mapping[str, Sequence[Script]]) -> None:
+        self._scripts = {model: list(answers) for model, answers in scripts.items()}
         self.calls: list[ProviderCall] = []
         self.under_way = 0
         self.most_under_way = 0
 
     @asynccontextmanager
-    async def stream(
-        self, call: ProviderCall, *, job_id: str
-    ) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
+    async def stream(self, call: ProviderCall) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
         self.calls.append(call)
         answers = self._scripts.get(call.target.model, [Script()])
         script = answers.pop(0) if len(answers) > 1 else answers[0]
@@ -104,9 +94,55 @@ class ScriptedRegistry(ProviderRegistry):
             raise script.error
         yield [Completion(finish_reason=script.finish_reason, usage=script.usage)]
 
+
+class ScriptedRegistry(ProviderRegistry):
+    """Profile `fake`, of which `extra` says more, and all others are answered by one ScriptedProvider."""
+
+    def __init__(
+        self,
+        scripts: Mapping[str, Sequence[Script]] | None = None,
+        *,
+        provider: ScriptedProvider | None = None,
+        **extra: Any,
+    ) -> None:
+        self.provider = provider or ScriptedProvider(scripts or {})
+        super().__init__(
+            [fake_profile(**extra)],
+            local_tool=LocalToolProvider(environment={}),
+            network=Network(proxies={}),
+            servers=ModelServers(nursery=None, open_server=None),  # type: ignore[arg-type]  # no profile names one
+            redactor=Redactor(),
+        )
+
+    def _providers(self, kind: ProviderKind, client: HttpClient) -> Mapping[Operation, Provider]:
+        return dict.fromkeys(Operation, self.provider)
+
+    @property
+    def calls(self) -> list[ProviderCall]:
+        return self.provider.calls
+
+    @property
+    def under_way(self) -> int:
+        return self.provider.under_way
+
+    @property
+    def most_under_way(self) -> int:
+        return self.provider.most_under_way
+
     @property
     def prompts(self) -> list[str]:
         return [call.messages[-1].content for call in self.calls if call.messages]
+
+
+def fake_profile(base_uri: str = "", **extra: Any) -> ProviderProfile:
+    """The scripted profile, whose calls may take as long as they like."""
+    return ProviderProfile(
+        id="fake",
+        kind=ProviderKind.OPENAI,
+        base_uri=base_uri,
+        default_model="plain",
+        extra=ProviderExtra(**{"first_token_timeout_s": 1e9, "idle_timeout_s": 1e9, **extra}),
+    )
 
 
 class ScriptedProcesses(WorkerProcesses):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -158,10 +158,11 @@ class ProviderRegistry:
 
     @asynccontextmanager
     async def stream(
-        self, call: ProviderCall, *, job_id: str
+        self, call: ProviderCall, *, job_id: str, begin: Callable[[], Awaitable[None]] | None = None
     ) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
         """Run a call as soon as the limits allow, in fair turns with other jobs; waiting for them costs no timeout.
 
+        `begin` is awaited once they do, before anything of the call is done; what it raises ends the call.
         The iterator yields what arrived together, the Completion last. Raises ProviderError (StepError for tools).
         """
         target = call.target
@@ -173,14 +174,14 @@ class ProviderRegistry:
         limiter = self._limiters.setdefault(target.profile_id, _Limiters()).get(target)
         entry.calls += 1
         try:
-            async with (
-                limiter.permit(job_id=job_id, tokens=_estimated_tokens(call)) as permit,
-                self._server_up(target, entry) as reached,
-            ):
-                call = call if reached is target else msgspec.structs.replace(call, target=reached)
-                with self._counted(call, permit) as note:
-                    async with open_watched(provider, call, note=note) as batches:
-                        yield batches
+            async with limiter.permit(job_id=job_id, tokens=_estimated_tokens(call)) as permit:
+                if begin is not None:
+                    await begin()
+                async with self._server_up(target, entry) as reached:
+                    call = call if reached is target else msgspec.structs.replace(call, target=reached)
+                    with self._counted(call, permit) as note:
+                        async with open_watched(provider, call, note=note) as batches:
+                            yield batches
         except StepError as exc:
             add_hint(exc, target, entry.profile)
             # Servers and tools like to repeat what they were given.

@@ -60,13 +60,14 @@ class ItemCalls:
         self._keys = shard_keys
         self._key = shard_keys[0]
         self.attempt = max(context.attempts.get((step.id, key), 0) for key in shard_keys)
+        self._begun = False
         self._failures = 0
 
     async def call(self, call: ProviderCall) -> Answer:
         """The answer to the call, after as many attempts as the step allows. Raises StepError."""
         loading_since: float | None = None
         polls = 0
-        await self.begin_attempt()
+        self._begun = False
         while True:
             try:
                 return await self._attempt(call)
@@ -80,14 +81,21 @@ class ItemCalls:
                     continue
                 await self._pause_or_raise(exc)
                 loading_since, polls = None, 0
-                await self.begin_attempt()
+                self._begun = False
 
     def begin_repair(self) -> None:
         """The next call asks again for an answer that was not what was wanted: that is no failure of the provider."""
         self._failures = 0
 
+    async def _begin_call(self) -> None:
+        """The provider's limits let the call go: until now it has cost nothing, and a restart may forget it."""
+        self._context.budget.spend_call()
+        if not self._begun:  # further looks at a server that loads its model belong to the same attempt
+            await self.begin_attempt()
+
     async def begin_attempt(self) -> None:
         """A new attempt at the item begins; `call` does this by itself."""
+        self._begun = True
         self.attempt += 1
         self._execution.attempts = max(self._execution.attempts, self.attempt)
         events = [
@@ -102,13 +110,14 @@ class ItemCalls:
 
     async def _attempt(self, call: ProviderCall) -> Answer:
         context = self._context
-        context.budget.spend_call()
+        context.budget.check()  # there is no use in waiting for the limits of the provider
         began = trio.current_time()
         texts: list[str] = []
         reasoning: list[str] = []
         completion: Completion | None = None
         index = 0
-        async with context.services.registry.stream(call, job_id=context.job.id) as batches:
+        stream = context.services.registry.stream(call, job_id=context.job.id, begin=self._begin_call)
+        async with stream as batches:
             async for batch in batches:
                 events = []
                 for part in batch:
@@ -164,7 +173,8 @@ class ItemCalls:
         pause = pause_before_retry(
             exc, failures=self._failures, retry=self._step.retry, jitter=self._context.services.jitter
         )
-        exc.details = {**exc.details, "attempt": self.attempt}
+        if self._begun:
+            exc.details = {**exc.details, "attempt": self.attempt}
         if pause is None:
             if exc.retryable and exc.retry_after_s is not None and self._failures < self._step.retry.max_attempts:
                 asked, allowed = exc.retry_after_s, self._step.retry.max_backoff_s

@@ -99,12 +99,16 @@ class Budget:
 
     def spend_call(self) -> None:
         """Count a provider call; raises StepError when there is none left."""
+        self.check()
+        self.calls += 1
+
+    def check(self) -> None:
+        """Raises StepError when nothing is left for a call."""
         limits = self.limits
         if limits.max_provider_calls is not None and self.calls >= limits.max_provider_calls:
             raise self._exceeded("max_provider_calls", limits.max_provider_calls)
         if limits.max_total_tokens is not None and self.tokens >= limits.max_total_tokens:
             raise self._exceeded("max_total_tokens", limits.max_total_tokens)
-        self.calls += 1
 
     def return_call(self) -> None:
         """The call was no attempt: the server only said that it is loading the model."""

@@ -72,8 +72,8 @@ async def test_prometheus_text_counts_jobs_and_followers(autojump_clock: MockClo
             "pipeline_engine_followers 1",
             "pipeline_engine_store_healthy 1",
             "# TYPE pipeline_engine_provider_calls_total counter",
-            'pipeline_engine_provider_first_token_seconds_bucket{kind="openai",le="+Inf"} 0',
-            'pipeline_engine_provider_tokens_total{kind="openai",direction="prompt"} 0',
+            'pipeline_engine_provider_first_token_seconds_bucket{kind="openai",le="+Inf"} 1',
+            'pipeline_engine_provider_tokens_total{kind="openai",direction="prompt"} 1',
             "# TYPE pipeline_engine_provider_first_token_seconds histogram",
             'pipeline_engine_provider_retries_total{kind="openai"} 0',
         ):

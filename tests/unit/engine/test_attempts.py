@@ -160,3 +160,15 @@ async def test_limits_of_a_request_leave_the_others_of_the_pipeline_in_force(aut
         assert job.error is not None
         assert job.error.code == ErrorCode.BUDGET_EXCEEDED
         assert len(registry.calls) == 2
+
+
+@pytest.mark.parametrize("limits", [{"max_total_tokens": 3}, {"max_provider_calls": 1}])
+async def test_calls_that_wait_for_the_provider_are_not_made_once_the_budget_is_spent(
+    autojump_clock: MockClock, limits: dict[str, int]
+) -> None:
+    registry = ScriptedRegistry({"slow": [Script(first=1)]}, max_concurrency=1)
+    async with open_setting(registry=registry) as setting:
+        job = await setting.run([llm("a", "slow", mode="fanout")], list("12345678"), limits=limits)
+        assert job.error is not None
+        assert (job.error.code, job.error.details["shard_key"]) == ("budget_exceeded", "a-1")
+        assert len(registry.calls) == 1

@@ -448,3 +448,40 @@ async def test_a_job_that_cannot_be_read_just_now_waits_instead_of_failing(
         assert statuses(job) == {"a": "cancelled", "b": "cancelled"}
     else:
         assert job.status is JobStatus.SUCCEEDED
+
+
+async def test_calls_that_only_waited_for_their_turn_are_not_spent_by_a_restart(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    registry = ScriptedRegistry({"slow": [Script(echo=True, first=1)]}, max_concurrency=1)
+    steps = [llm("a", "slow", mode="fanout")]
+    sources = list("12345678")
+    # Eight calls, and the one that the crash cuts short.
+    limits = {"max_provider_calls": 9}
+    job_id = await run_until_crash(store, registry, steps, sources, after=1.5, limits=limits)
+    assert registry.prompts == ["1", "2"]
+    async with open_setting(store=store, registry=registry) as setting:
+        started = [e["data"]["shard_key"] for e in setting.stored_events(job_id) if e["event"] == "item_started"]
+        assert started == ["a-0", "a-1"]
+        job = await finish(setting, job_id)
+        assert job.status is JobStatus.SUCCEEDED
+        assert texts(job) == sources
+    assert len(registry.calls) == 9
+
+
+async def test_what_must_not_run_twice_and_only_waited_for_its_turn_is_run(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    registry = ScriptedRegistry({"slow": [Script(echo=True, first=5)]}, max_concurrency=1, idempotent=False)
+    ids: list[JobId] = []
+    with trio.CancelScope() as crash:
+        async with open_setting(store=store, registry=registry) as setting:
+            for name in ("first", "second"):
+                ids.append((await setting.submit([llm("a", "slow")], [name])).id)
+                await trio.sleep(1)
+            crash.cancel()
+            await trio.sleep_forever()
+    async with open_setting(store=store, registry=registry) as setting:
+        first, second = [await finish(setting, job_id) for job_id in ids]
+        assert first.error is not None
+        assert first.error.code == "interrupted"
+        assert second.status is JobStatus.SUCCEEDED
+    assert registry.prompts == ["first", "second"]
