@@ -13,7 +13,7 @@ import trio
 
 from pipeline_engine.admission import Admission
 from pipeline_engine.assembly import running
-from pipeline_engine.decoding import decode
+from pipeline_engine.decoding import Secret, decode
 from pipeline_engine.definitions import DefinitionChecker
 from pipeline_engine.documents import parse_document
 from pipeline_engine.engine import Engine, EngineLimits
@@ -134,13 +134,16 @@ class ScriptedRegistry(ProviderRegistry):
         return [call.messages[-1].content for call in self.calls if call.messages]
 
 
-def fake_profile(base_uri: str = "", **extra: Any) -> ProviderProfile:
+def fake_profile(
+    base_uri: str = "", *, model: str = "plain", api_key: Secret | None = None, **extra: Any
+) -> ProviderProfile:
     """The scripted profile, whose calls may take as long as they like."""
     return ProviderProfile(
         id="fake",
         kind=ProviderKind.OPENAI,
         base_uri=base_uri,
-        default_model="plain",
+        api_key=api_key,
+        default_model=model,
         extra=ProviderExtra(**{"first_token_timeout_s": 1e9, "idle_timeout_s": 1e9, **extra}),
     )
 

@@ -11,6 +11,7 @@ import msgspec
 
 from pipeline_engine.decoding import Secret
 from pipeline_engine.models import ProviderKind, Sandbox, Usage
+from pipeline_engine.providers.limits import NO_LIMITS, LimitSettings
 
 
 class Operation(StrEnum):
@@ -49,9 +50,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     first_token_timeout_s: float = 300.0
     idle_timeout_s: float = 60.0
     loading_timeout_s: float = 300.0
-    max_concurrency: int | None = None
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
+    limits: LimitSettings = NO_LIMITS  # those of the step; where they say nothing, the profile's hold
     # local_tool only
     command: tuple[str, ...] = ()
     env: Mapping[str, str] = msgspec.field(default_factory=dict)

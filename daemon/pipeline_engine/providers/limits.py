@@ -20,6 +20,17 @@ class LimitSettings:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
 
+    def over(self, other: LimitSettings) -> LimitSettings:
+        """These, and what the other says where these say nothing."""
+        return LimitSettings(
+            other.max_concurrency if self.max_concurrency is None else self.max_concurrency,
+            other.requests_per_minute if self.requests_per_minute is None else self.requests_per_minute,
+            other.tokens_per_minute if self.tokens_per_minute is None else self.tokens_per_minute,
+        )
+
+
+NO_LIMITS = LimitSettings()
+
 
 @dataclass(eq=False, slots=True)
 class _Start:
@@ -97,13 +108,28 @@ class ProviderLimiter:
     """
 
     def __init__(self, settings: LimitSettings) -> None:
-        self._max = math.inf if settings.max_concurrency is None else settings.max_concurrency
-        self._limit = float(self._max)
+        self._max = _concurrency_of(settings)
+        self._limit = self._max
         self._epoch = 0
         self._in_flight = 0
         self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
         self._requests = _Minute(settings.requests_per_minute)
         self._tokens = _Minute(settings.tokens_per_minute)
+
+    def change(self, settings: LimitSettings) -> None:
+        """Other limits from now on: for those who wait too, and with what runs and has run taken into account."""
+        was_narrowed = self._limit < self._max
+        self._max = _concurrency_of(settings)
+        self._limit = min(self._limit, self._max) if was_narrowed and math.isfinite(self._max) else self._max
+        self._requests.limit = settings.requests_per_minute
+        self._tokens.limit = settings.tokens_per_minute
+        self.grant()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs, waits, or counts in the minute: a new limiter would be as good."""
+        now = trio.current_time()
+        return not (self._in_flight or self._queues or self._requests.holds(now) or self._tokens.holds(now))
 
     @property
     def in_flight(self) -> int:
@@ -171,21 +197,71 @@ class ProviderLimiter:
             head.grant()
 
 
+class ProfileLimits:
+    """The limiters of one profile: its own, and one for each set of limits that overrides put in their place.
+
+    They outlive changes of the profile, which would otherwise forget what is under way.
+    """
+
+    def __init__(self, settings: LimitSettings) -> None:
+        self._settings = settings
+        self.own = ProviderLimiter(settings)
+        self._overridden: dict[LimitSettings, ProviderLimiter] = {}
+
+    def get(self, override: LimitSettings) -> ProviderLimiter:
+        """The limiter of calls with this override, in which None is what the profile says."""
+        if override == NO_LIMITS or (settings := override.over(self._settings)) == self._settings:
+            return self.own
+        limiter = self._overridden.get(override)
+        if limiter is None:
+            self._overridden = {key: kept for key, kept in self._overridden.items() if not kept.is_idle}
+            limiter = self._overridden[override] = ProviderLimiter(settings)
+        return limiter
+
+    def change(self, settings: LimitSettings) -> None:
+        """The profile says something else now."""
+        self._settings = settings
+        self.own.change(settings)
+        for override, limiter in self._overridden.items():
+            limiter.change(override.over(settings))
+
+    @property
+    def is_idle(self) -> bool:
+        return all(limiter.is_idle for limiter in self._all())
+
+    @property
+    def in_flight(self) -> int:
+        return sum(limiter.in_flight for limiter in self._all())
+
+    @property
+    def waiting(self) -> int:
+        return sum(limiter.waiting for limiter in self._all())
+
+    def _all(self) -> list[ProviderLimiter]:
+        return [self.own, *self._overridden.values()]
+
+
+def _concurrency_of(settings: LimitSettings) -> float:
+    return math.inf if settings.max_concurrency is None else float(settings.max_concurrency)
+
+
 class _Minute:
-    """What started in the last minute: a window that slides, so that no minute ever holds more than the limit."""
+    """What started in the last minute: a window that slides, so that no minute ever holds more than the limit.
+
+    `limit` may change. Without one nothing is noted, so a first one counts from when it is set.
+    """
 
     def __init__(self, limit: int | None) -> None:
-        self._limit = limit
+        self.limit = limit
         self._used = 0
         self._starts: deque[_Start] = deque()
 
     def next_start(self, amount: int, now: float) -> float:
         """When `amount` more fits: now or later. What exceeds the whole limit goes alone, or it would never go."""
-        if self._limit is None:
+        if self.limit is None:
             return now
-        while self._starts and self._starts[0].time <= now - WINDOW:
-            self._used -= self._starts.popleft().amount
-        excess = self._used + min(amount, self._limit) - self._limit
+        self._forget_before(now - WINDOW)
+        excess = self._used + min(amount, self.limit) - self.limit
         earliest = now
         for start in self._starts:
             if excess <= 0:
@@ -196,13 +272,22 @@ class _Minute:
 
     def add(self, amount: int, now: float) -> _Start:
         start = _Start(now, amount)
-        if self._limit is not None:
+        if self.limit is not None:
             self._starts.append(start)
             self._used += amount
         return start
 
     def correct(self, start: _Start, amount: int) -> None:
         """Replace an estimate by what the provider counted."""
-        if self._limit is not None and start in self._starts:
+        if start in self._starts:
             self._used += amount - start.amount
             start.amount = amount
+
+    def holds(self, now: float) -> bool:
+        """Whether anything still counts."""
+        self._forget_before(now - WINDOW)
+        return bool(self._starts)
+
+    def _forget_before(self, time: float) -> None:
+        while self._starts and self._starts[0].time <= time:
+            self._used -= self._starts.popleft().amount

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -22,13 +22,13 @@ from pipeline_engine.providers.call_stats import CallStats
 from pipeline_engine.providers.failures import redact
 from pipeline_engine.providers.hints import add_hint
 from pipeline_engine.providers.image import ImageProvider
-from pipeline_engine.providers.limits import LimitSettings, Permit, ProviderLimiter
+from pipeline_engine.providers.limits import NO_LIMITS, Permit, ProfileLimits
 from pipeline_engine.providers.managed import ModelServer, ModelServers, open_model_servers
 from pipeline_engine.providers.model_lists import fetch_models
 from pipeline_engine.providers.ollama import OllamaProvider
 from pipeline_engine.providers.openai import OpenAiProvider
 from pipeline_engine.providers.server_process import open_server_process, server_settings
-from pipeline_engine.providers.targets import resolve
+from pipeline_engine.providers.targets import limits_of, resolve
 from pipeline_engine.providers.transport import HttpClient, Network
 from pipeline_engine.providers.watch import Batch, open_watched
 from pipeline_engine.redaction import Redactor
@@ -60,20 +60,6 @@ class _Entry:
     replaced: bool = False
 
 
-@dataclass(eq=False, slots=True)
-class _Limiters:
-    """The limits of a profile, which outlive changes of it; an override with other limits has its own."""
-
-    by_settings: dict[LimitSettings, ProviderLimiter] = field(default_factory=dict)
-
-    def get(self, target: Target) -> ProviderLimiter:
-        settings = LimitSettings(target.max_concurrency, target.requests_per_minute, target.tokens_per_minute)
-        limiter = self.by_settings.get(settings)
-        if limiter is None:
-            limiter = self.by_settings[settings] = ProviderLimiter(settings)
-        return limiter
-
-
 class ProviderRegistry:
     """Profiles by id; runs their calls under their limits and timeouts. Use `open_registry`."""
 
@@ -93,7 +79,7 @@ class ProviderRegistry:
         self._servers = servers
         self._redactor = redactor
         self._entries: dict[str, _Entry] = {}
-        self._limiters: dict[str, _Limiters] = {}
+        self._limits: dict[str, ProfileLimits] = {}  # of profiles that were used
         self.stats = CallStats()
         self._metrics: dict[str, Counter[ProviderKind]] = {name: Counter() for name in _METRICS}
         for profile in profiles:
@@ -119,10 +105,19 @@ class ProviderRegistry:
         server = None if settings is None else self._servers.acquire(settings)
         self._retire(profile.id)
         self._entries[profile.id] = _Entry(profile, client, self._providers(profile.kind, client), server)
+        if profile.id in self._limits:
+            self._limits[profile.id].change(limits_of(profile.extra))
 
     def remove(self, profile_id: str) -> None:
+        """Remove a profile: calls under way finish, all others fail. Its limits are kept as long as they hold calls, for
+        a profile that comes in its place.
+        """
         self._retire(profile_id)
-        self._limiters.pop(profile_id, None)
+        if profile_id in self._limits:
+            self._limits[profile_id].change(NO_LIMITS)  # what waits hears of it now
+        self._limits = {
+            key: limits for key, limits in self._limits.items() if key in self._entries or not limits.is_idle
+        }
 
     def resolve(self, profile_id: str, override: ProviderOverride | None = None) -> Target:
         """Where a call of this profile goes. Raises ProviderError if there is no such profile."""
@@ -141,55 +136,51 @@ class ProviderRegistry:
     def limited(self) -> dict[str, tuple[int, int]]:
         """Of each profile that was used: how many calls run, and how many wait for its limits."""
         return {
-            profile_id: (
-                sum(limiter.in_flight for limiter in limiters.by_settings.values()),
-                sum(limiter.waiting for limiter in limiters.by_settings.values()),
-            )
-            for profile_id, limiters in sorted(self._limiters.items())
+            profile_id: (limits.in_flight, limits.waiting)
+            for profile_id, limits in sorted(self._limits.items())
+            if profile_id in self._entries or limits.in_flight
         }
 
     def concurrency(self) -> dict[str, int]:
-        """Of each profile that was used and has a limit: how many calls may run at once now."""
-        allowed = {
-            profile_id: [limiter.concurrency for limiter in limiters.by_settings.values()]
-            for profile_id, limiters in sorted(self._limiters.items())
+        """Of each profile that was used and has a limit: how many calls may run at once now, but for overrides."""
+        return {
+            profile_id: int(limits.own.concurrency)
+            for profile_id, limits in sorted(self._limits.items())
+            if profile_id in self._entries and math.isfinite(limits.own.concurrency)
         }
-        return {profile_id: int(sum(each)) for profile_id, each in allowed.items() if math.isfinite(sum(each))}
 
     @asynccontextmanager
     async def stream(
-        self, call: ProviderCall, *, job_id: str, begin: Callable[[], Awaitable[None]] | None = None
+        self, call: ProviderCall, *, job_id: str, begin: Callable[[ProviderCall], Awaitable[ProviderCall]] | None = None
     ) -> AsyncIterator[AsyncIterator[list[Chunk | Completion]]]:
         """Run a call as soon as the limits allow, in fair turns with other jobs; waiting for them costs no timeout.
 
-        `begin` is awaited once they do, before anything of the call is done; what it raises ends the call.
+        `begin` is awaited once they do, before anything of the call is done: it gives the call as it is to be made by now.
         The iterator yields what arrived together, the Completion last. Raises ProviderError (StepError for tools).
         """
-        target = call.target
-        entry = self._entry(target.profile_id)
-        provider = entry.providers.get(call.operation)
-        if provider is None:
-            message = f"provider {target.profile_id!r} is of the kind {target.kind} and cannot do: {call.operation}"
-            raise ProviderError(ErrorCode.PROVIDER_ERROR, message)
-        limiter = self._limiters.setdefault(target.profile_id, _Limiters()).get(target)
-        entry.calls += 1
-        try:
-            async with limiter.permit(job_id=job_id, tokens=_estimated_tokens(call)) as permit:
-                if begin is not None:
-                    await begin()
+        self._provider_of(call)  # there is no use in waiting for what cannot be done
+        limiter = self._limits_of(call.target.profile_id).get(call.target.limits)
+        async with limiter.permit(job_id=job_id, tokens=_estimated_tokens(call)) as permit:
+            if begin is not None:
+                call = await begin(call)
+            # The profile may have been replaced meanwhile.
+            entry, provider = self._provider_of(call)
+            target = call.target
+            entry.calls += 1
+            try:
                 async with self._server_up(target, entry) as reached:
                     call = call if reached is target else msgspec.structs.replace(call, target=reached)
                     with self._counted(call, permit) as note:
                         async with open_watched(provider, call, note=note) as batches:
                             yield batches
-        except StepError as exc:
-            add_hint(exc, target, entry.profile)
-            # Servers and tools like to repeat what they were given.
-            self._redactor.redact_error(exc)
-            raise
-        finally:
-            entry.calls -= 1
-            self._close_if_unused(entry)
+            except StepError as exc:
+                add_hint(exc, target, entry.profile)
+                # Servers and tools like to repeat what they were given.
+                self._redactor.redact_error(exc)
+                raise
+            finally:
+                entry.calls -= 1
+                self._close_if_unused(entry)
 
     @contextmanager
     def _counted(self, call: ProviderCall, permit: Permit) -> Iterator[Callable[[Batch], None]]:
@@ -251,8 +242,6 @@ class ProviderRegistry:
 
     def _server_up(self, target: Target, entry: _Entry) -> AbstractAsyncContextManager[Target]:
         """While in the block, the profile's own server is up if the target is of it; gives the target with its port."""
-        # The profile may have been replaced while the call waited for the limits, and its old server may be gone.
-        entry = self._entries.get(target.profile_id, entry)
         # A step may send its calls to another origin.
         if entry.server is None or origin_of(target.base_uri) != origin_of(resolve(entry.profile).base_uri):
             return nullcontext(target)
@@ -283,6 +272,22 @@ class ProviderRegistry:
         if profile_id not in self._entries:
             raise ProviderError(ErrorCode.PROVIDER_ERROR, f"there is no provider profile {profile_id!r}")
         return self._entries[profile_id]
+
+    def _provider_of(self, call: ProviderCall) -> tuple[_Entry, Provider]:
+        """Who does the call as things are now. Raises ProviderError."""
+        profile_id = call.target.profile_id
+        entry = self._entry(profile_id)
+        provider = entry.providers.get(call.operation)
+        if provider is None:
+            message = f"provider {profile_id!r} is of the kind {entry.profile.kind} and cannot do: {call.operation}"
+            raise ProviderError(ErrorCode.PROVIDER_ERROR, message)
+        return entry, provider
+
+    def _limits_of(self, profile_id: str) -> ProfileLimits:
+        limits = self._limits.get(profile_id)
+        if limits is None:
+            limits = self._limits[profile_id] = ProfileLimits(limits_of(self._entry(profile_id).profile.extra))
+        return limits
 
     def _retire(self, profile_id: str) -> None:
         entry = self._entries.pop(profile_id, None)

@@ -10,6 +10,7 @@ from pipeline_engine.errors import ErrorCode, ProviderError
 from pipeline_engine.models import ProviderExtra, ProviderKind, ProviderOverride, ProviderProfile, ProviderSettings
 from pipeline_engine.providers.addresses import normalise_base_uri, origin_of
 from pipeline_engine.providers.base import Target
+from pipeline_engine.providers.limits import LimitSettings
 
 _DEFAULT_BASE_URIS = {
     ProviderKind.OPENAI: "https://api.openai.com/v1",
@@ -39,8 +40,7 @@ BUILT_IN_PROFILES: tuple[ProviderProfile, ...] = tuple(
 # The settings that a Target has under the same name, with its own default for each.
 _SCALARS = (
     "system_prompt", "stream", "keep_alive", "api", "timeout_s", "connect_timeout_s", "first_token_timeout_s",
-    "idle_timeout_s", "loading_timeout_s", "max_concurrency", "requests_per_minute", "tokens_per_minute", "cwd",
-    "grace_s", "max_output_bytes", "idempotent",
+    "idle_timeout_s", "loading_timeout_s", "cwd", "grace_s", "max_output_bytes", "idempotent",
 )  # fmt: skip
 
 
@@ -71,8 +71,14 @@ def resolve(profile: ProviderProfile, override: ProviderOverride | None = None) 
         options={**extra.options, **over.options},
         command=tuple(extra.command),
         env={**extra.env, **over.env},
+        limits=limits_of(over),
         **settings,
     )
+
+
+def limits_of(settings: ProviderSettings) -> LimitSettings:
+    """What a profile's `extra`, or an override, says of limits."""
+    return LimitSettings(settings.max_concurrency, settings.requests_per_minute, settings.tokens_per_minute)
 
 
 def _first(over: ProviderSettings, extra: ProviderSettings, name: str) -> object:

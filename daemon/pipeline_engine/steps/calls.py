@@ -12,9 +12,10 @@ import trio
 from pipeline_engine.errors import ErrorCode, ProviderError, StepError
 from pipeline_engine.events import EventName
 from pipeline_engine.models import StepDef, StepExecution, StepId, Wire
-from pipeline_engine.providers.base import Chunk, Completion, ProviderCall
+from pipeline_engine.providers.base import Chunk, Completion, ProviderCall, Target
 from pipeline_engine.steps.context import JobContext, job_error
 from pipeline_engine.steps.retry import pause_before_retry, pause_while_loading
+from pipeline_engine.steps.targets import StepTarget
 
 
 class ItemStarted(Wire, kw_only=True):
@@ -38,6 +39,7 @@ class ProviderChunk(msgspec.Struct, kw_only=True):
 class Answer:
     """A whole answer of a provider; latency is in seconds."""
 
+    target: Target
     text: str
     reasoning: str
     completion: Completion
@@ -53,14 +55,18 @@ class ItemCalls:
     this run count against `retry.max_attempts`.
     """
 
-    def __init__(self, context: JobContext, step: StepDef, shard_keys: Sequence[str | None]) -> None:
+    def __init__(
+        self, context: JobContext, step: StepDef, shard_keys: Sequence[str | None], target: StepTarget | None = None
+    ) -> None:
         self._context = context
         self._step = step
+        self._step_target = target
         self._execution: StepExecution = context.executions[step.id]
         self._keys = shard_keys
         self._key = shard_keys[0]
         self.attempt = max(context.attempts.get((step.id, key), 0) for key in shard_keys)
         self._begun = False
+        self._made: ProviderCall | None = None
         self._failures = 0
 
     async def call(self, call: ProviderCall) -> Answer:
@@ -70,6 +76,7 @@ class ItemCalls:
         self._begun = False
         while True:
             try:
+                call = self._renewed(call)
                 return await self._attempt(call)
             except ProviderError as exc:
                 if exc.loading and self._may_wait(call, loading_since, asked_s=exc.retry_after_s):
@@ -87,11 +94,17 @@ class ItemCalls:
         """The next call asks again for an answer that was not what was wanted: that is no failure of the provider."""
         self._failures = 0
 
-    async def _begin_call(self) -> None:
+    async def _begin_call(self, call: ProviderCall) -> ProviderCall:
         """The provider's limits let the call go: until now it has cost nothing, and a restart may forget it."""
+        call = self._renewed(call)
         self._context.budget.spend_call()
         if not self._begun:  # further looks at a server that loads its model belong to the same attempt
             await self.begin_attempt()
+        self._made = call
+        return call
+
+    def _renewed(self, call: ProviderCall) -> ProviderCall:
+        return call if self._step_target is None else self._step_target.renewed(call)
 
     async def begin_attempt(self) -> None:
         """A new attempt at the item begins; `call` does this by itself."""
@@ -131,10 +144,11 @@ class ItemCalls:
                     context.log.post(events)
                     if not context.log.has_room:
                         await context.log.wait_for_room()
-        if completion is None:
+        if completion is None or self._made is None:
             raise StepError(ErrorCode.INTERNAL, "the provider's stream ended without a completion")
         context.add_usage(completion.usage, self._execution)
         return Answer(
+            target=self._made.target,
             text="".join(texts),
             reasoning="".join(reasoning),
             completion=completion,

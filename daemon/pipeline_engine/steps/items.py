@@ -29,6 +29,7 @@ from pipeline_engine.steps.schema_checks import find_faults
 from pipeline_engine.steps.schemas import MAX_MESSAGES, validate
 from pipeline_engine.steps.shards import Shard, reduce_views, takes_images
 from pipeline_engine.steps.structured import parse_loose, parse_strict
+from pipeline_engine.steps.targets import StepTarget
 from pipeline_engine.steps.transforms import MapOutput, apply_map, apply_reduce
 from pipeline_engine.worker_processes import WorkerStartError
 
@@ -45,9 +46,9 @@ class ItemMaker:
         self._step = step
         self._dry_run = dry_run
         self._scope = context.scope(step)
-        self._target: Target | None = None
+        self._target: StepTarget | None = None
         if step.provider_profile_id is not None and not dry_run:
-            self._target = context.services.registry.resolve(step.provider_profile_id, step.provider_override)
+            self._target = StepTarget(context.services.registry, step, step.provider_profile_id)
         self._primary = context.graph.last_exported == step.id
 
     async def make(self, shards: Sequence[Shard]) -> list[ResultItem | None]:
@@ -74,19 +75,20 @@ class ItemMaker:
         rendered = await self._render(shard)
         return self._item(shard, {"text": rendered.user, "json": None, "prompt": rendered.user})
 
-    async def _ask(self, target: Target, shard: Shard) -> ResultItem:
-        rendered = await self._render(shard)
+    async def _ask(self, step_target: StepTarget, shard: Shard) -> ResultItem:
+        target = step_target.current()
+        rendered = await self._render(shard, target)
         if target.kind is ProviderKind.LOCAL_TOOL:
             binary = self._step.output_type in BYTES_OF_TOOLS
             call = await render_tool(self._context, target, rendered, self._scope_of(shard), binary=binary)
         else:
             images = await images_of(self._context, shard) if takes_images(self._step) else ()
             call = chat_call(self._context, self._step, target, rendered, images=images)
-        calls = ItemCalls(self._context, self._step, [shard.key])
+        calls = ItemCalls(self._context, self._step, [shard.key], step_target)
         answer = await calls.call(call)
         if call.operation is Operation.IMAGE:
-            return await self._image_item(shard, rendered, target, answer)
-        data = self._answer_data(rendered, target, answer)
+            return await self._image_item(shard, rendered, answer)
+        data = self._answer_data(rendered, answer)
         if call.binary:
             return self._item(shard, data | {"artifact": await self._keep(answer.completion.output)})
         if self._step.output_format is OutputFormat.JSON_LOOSE:
@@ -95,7 +97,7 @@ class ItemMaker:
                 raise _cut_off(answer)
         elif self._step.output_format is OutputFormat.JSON_STRICT:
             answer, value = await self._insist_on_json(calls, call, answer)
-            data = self._answer_data(rendered, target, answer) | {"json": value}
+            data = self._answer_data(rendered, answer) | {"json": value}
         return await self._text_item(shard, data)
 
     async def _insist_on_json(self, calls: ItemCalls, call: ProviderCall, answer: Answer) -> tuple[Answer, Any]:
@@ -151,21 +153,23 @@ class ItemMaker:
             faults += _table_faults(value)
         return faults, value
 
-    async def _embed(self, target: Target, shards: Sequence[Shard]) -> list[ResultItem | None]:
-        rendered = [await self._render(shard) for shard in shards]
+    async def _embed(self, step_target: StepTarget, shards: Sequence[Shard]) -> list[ResultItem | None]:
+        target = step_target.current()
+        rendered = [await self._render(shard, target) for shard in shards]
         call = ProviderCall(target=target, operation=Operation.EMBED, inputs=[prompt.user for prompt in rendered])
-        answer = await ItemCalls(self._context, self._step, [shard.key for shard in shards]).call(call)
+        keys = [shard.key for shard in shards]
+        answer = await ItemCalls(self._context, self._step, keys, step_target).call(call)
         vectors = answer.completion.embeddings
         items: list[ResultItem | None] = []
         for shard, prompt, vector in zip(shards, rendered, vectors, strict=True):
-            data = self._answer_data(prompt, target, answer)
+            data = self._answer_data(prompt, answer)
             data |= {"text": prompt.user, **_vector_data(vector)}
             data.pop("usage", None)  # of the whole batch; the step execution has it
             items.append(self._item(shard, data))
         return items
 
-    async def _image_item(self, shard: Shard, rendered: Rendered, target: Target, answer: Answer) -> ResultItem:
-        data = self._answer_data(rendered, target, answer)
+    async def _image_item(self, shard: Shard, rendered: Rendered, answer: Answer) -> ResultItem:
+        data = self._answer_data(rendered, answer)
         images = answer.completion.images
         if not images:
             raise StepError(ErrorCode.PROVIDER_EMPTY, "the answer holds no image")
@@ -230,13 +234,13 @@ class ItemMaker:
     def _scope_of(self, shard: Shard) -> dict[str, Any]:
         return item_scope(self._scope, shard, sharded=self._step.mode is not StepMode.SINGLE)
 
-    async def _render(self, shard: Shard) -> Rendered:
+    async def _render(self, shard: Shard, target: Target | None = None) -> Rendered:
         scope: Mapping[str, Any] = self._scope_of(shard)
-        system_prompt = self._target.system_prompt if self._target is not None else None
+        system_prompt = None if target is None else target.system_prompt
         return await render_prompts(self._context, self._step, shard, scope, system_prompt=system_prompt)
 
-    def _answer_data(self, rendered: Rendered, target: Target, answer: Answer) -> dict[str, Any]:
-        completion = answer.completion
+    def _answer_data(self, rendered: Rendered, answer: Answer) -> dict[str, Any]:
+        completion, target = answer.completion, answer.target
         data: dict[str, Any] = {"text": answer.text, "prompt": rendered.user, "provider": target.profile_id}
         optional = {
             "model": target.model or completion.model,

@@ -122,8 +122,7 @@ async def test_cancelled_calls_leave_nothing_behind_and_the_next_is_served_at_on
                 answer = await collect(registry.stream(chat_call(registry.resolve("p"), "now"), job_id="after"))
             assert answer.text == "x " * 10
             assert server.requests >= CALLS / 2
-            [limiter] = registry._limiters["p"].by_settings.values()
-            assert (limiter.in_flight, limiter.waiting) == (0, 0)
+            assert registry.limited() == {"p": (0, 0)}
             transport = registry._entries["p"].client.direct
             assert transport.busy == 0
             # What is kept are idle connections; each has a file and a task of the server at its other end.

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from pipeline_engine.providers.limits import LimitSettings, ProviderLimiter
+from pipeline_engine.providers.limits import NO_LIMITS, LimitSettings, ProfileLimits, ProviderLimiter
 
 
 class Calls:
@@ -175,3 +175,65 @@ async def test_without_limits_nothing_waits(nursery: trio.Nursery) -> None:
     assert limiter.in_flight == 500
     await calls.settle(*calls.ends)
     assert limiter.in_flight == 0
+
+
+async def test_a_limit_that_changes_counts_what_runs_and_lets_go_who_waits(nursery: trio.Nursery) -> None:
+    limiter = ProviderLimiter(LimitSettings(max_concurrency=2))
+    calls = Calls(limiter, nursery)
+    for name in "abcdef":
+        calls.start(name)
+        await wait_all_tasks_blocked()
+    limiter.change(LimitSettings(max_concurrency=3))
+    await wait_all_tasks_blocked()
+    assert calls.order == ["a", "b", "c"]
+    limiter.change(LimitSettings(max_concurrency=1))
+    await calls.settle("a", "b")
+    assert (limiter.in_flight, limiter.waiting) == (1, 3)
+    await calls.settle("c")
+    assert calls.order[-1] == "d"
+    limiter.change(NO_LIMITS)
+    await calls.settle(*"def")
+    assert len(calls.order) == 6
+
+
+async def test_a_concurrency_that_a_429_has_halved_stays_so_when_the_limit_changes() -> None:
+    limiter = ProviderLimiter(LimitSettings(max_concurrency=8))
+    async with limiter.permit(job_id="a") as permit:
+        permit.rate_limited = True
+    allowed = []
+    for most in (16, 2, 8, None):
+        limiter.change(LimitSettings(max_concurrency=most))
+        allowed.append(limiter.concurrency)
+    assert allowed == [4, 2, 8, float("inf")]
+
+
+async def test_a_minute_with_more_room_is_used_at_once(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    limiter = ProviderLimiter(LimitSettings(requests_per_minute=1))
+    calls = Calls(limiter, nursery)
+    begin = trio.current_time()
+    for n in range(4):
+        calls.start(f"c{n}")
+        calls.ends[f"c{n}"].set()
+    await trio.sleep(10)
+    limiter.change(LimitSettings(requests_per_minute=3))
+    await trio.sleep(100)
+    assert [round(time - begin) for time in calls.times] == [0, 10, 10, 60]
+
+
+async def test_overrides_have_limits_of_their_own_where_they_say_something_else(autojump_clock: MockClock) -> None:
+    limits = ProfileLimits(LimitSettings(max_concurrency=4, requests_per_minute=10))
+    one = LimitSettings(max_concurrency=1)
+    assert limits.get(NO_LIMITS) is limits.get(LimitSettings(max_concurrency=4)) is limits.own
+    assert limits.get(one) is limits.get(LimitSettings(max_concurrency=1)) is not limits.own
+    async with limits.get(one).permit(job_id="a"):
+        kept = limits.get(one)
+        limits.change(LimitSettings(max_concurrency=8, requests_per_minute=1))
+        limits.get(LimitSettings(max_concurrency=2))
+        assert limits.get(one) is kept
+        assert (kept.concurrency, limits.own.concurrency, limits.in_flight) == (1, 8, 1)
+        with trio.move_on_after(50):
+            async with limits.get(one).permit(job_id="b"):
+                raise AssertionError("it is one a minute")
+    assert not limits.is_idle
+    await trio.sleep(61)
+    assert limits.is_idle
