@@ -133,10 +133,12 @@ async def call_handler(handler: Handler, item: HandlerItem, *, threads: trio.Cap
         if inspect.iscoroutinefunction(handler.function):
             return await handler.function(item)
         return await trio.to_thread.run_sync(handler.function, item, abandon_on_cancel=True, limiter=threads)
-    except StepError:
-        raise
     except BaseException as exc:  # sys.exit(), or a panic of an extension module, must not end the daemon
         _let_cancellation_pass(exc)
+        # What a handler raises when it is cancelled is no failure: why its scope was cancelled decides how the job ends.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if isinstance(exc, StepError):
+            raise
         if item.job_id not in handler.told_jobs:
             handler.told_jobs.append(item.job_id)
             log.exception("a handler failed in job %s, step %s", item.job_id, item.step_id)

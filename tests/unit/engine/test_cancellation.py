@@ -19,6 +19,7 @@ from pipeline_engine.errors import (
     UnavailableError,
 )
 from pipeline_engine.models import JobId, JobStatus
+from pipeline_engine.steps.handlers import HandlerItem, Handlers
 from pipeline_engine.store.memory import MemoryStore
 
 
@@ -246,3 +247,31 @@ async def test_jobs_that_are_being_stored_count_as_waiting(autojump_clock: MockC
             for _ in range(10):
                 nursery.start_soon(submit)
         assert len(refused) >= 6
+
+
+async def translate(item: HandlerItem) -> str:
+    """A handler that makes an error of its own of a cancellation, as many do."""
+    try:
+        await trio.sleep(10)
+    except BaseException as exc:
+        raise RuntimeError("fetch failed") from exc
+    return "done"
+
+
+async def test_a_handler_does_not_decide_how_its_cancelled_job_ends(autojump_clock: MockClock) -> None:
+    handlers = Handlers()
+    handlers.add("h", translate)
+    step = {"id": "a", "kind": "custom", "export": True, "config": {"handler": "h"}}
+    store = MemoryStore()
+    async with open_setting(store=store, handlers=handlers) as setting:
+        job = await setting.submit([step])
+        await trio.sleep(1)
+        assert (await setting.engine.cancel(job.id)).status is JobStatus.CANCELLED
+        for limited in (await setting.run([step], timeout_s=1), await setting.run([{**step, "timeout_s": 1}])):
+            assert limited.error is not None
+            assert limited.error.code == "timeout"
+        job = await setting.submit([step])
+        await trio.sleep(1)
+        await setting.engine.drain(0)
+    async with open_setting(store=store, handlers=handlers) as setting:
+        assert (await setting.engine.wait(job.id)).status is JobStatus.SUCCEEDED

@@ -122,6 +122,23 @@ async def test_a_cancellation_passes_alone_and_out_of_groups() -> None:
         assert scope.cancelled_caught
 
 
+@pytest.mark.parametrize("exception", [RuntimeError("fetch failed"), StepError(ErrorCode.TOOL_FAILED, "no"), Panic()])
+async def test_a_cancellation_that_becomes_an_exception_is_a_cancellation(
+    caplog: pytest.LogCaptureFixture, exception: BaseException
+) -> None:
+    async def fail(item: HandlerItem) -> None:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            raise exception from None
+
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await call(added(fail))
+    assert scope.cancelled_caught
+    assert not caplog.records
+
+
 async def test_the_place_is_the_last_one_in_the_package_of_the_handler(load: Load) -> None:
     handlers = load("import json\ndef run(item):\n    return helper(item)\ndef helper(item):\n    json.loads('{')\n")
     with pytest.raises(StepError, match=r"raised JSONDecodeError: .* \(handlers_of_\w+\.py:5\)$"):
