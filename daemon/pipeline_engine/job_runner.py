@@ -32,6 +32,7 @@ from pipeline_engine.models import (
 )
 from pipeline_engine.scheduler import Scheduler, collect_result, new_executions
 from pipeline_engine.steps.context import ItemKey, JobContext, JobState, PlacedCheckpoint, Services
+from pipeline_engine.steps.run_time import run_time_noted
 from pipeline_engine.steps.runner import batch_size
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.age_clock import AgeClock
@@ -123,10 +124,12 @@ class JobRunner:
         self._begin(live, context)
         with trio.CancelScope() as scope:
             live.scope = scope
-            if live.job.timeout_s is not None:
-                scope.deadline = trio.current_time() + live.job.timeout_s - context.ran_s
             try:
-                return await Scheduler(context).run(), False
+                if live.job.timeout_s is None:
+                    return await Scheduler(context).run(), False
+                scope.deadline = trio.current_time() + live.job.timeout_s - context.ran_s
+                async with run_time_noted(context, live.job.timeout_s):
+                    return await Scheduler(context).run(), False
             finally:
                 live.scope = None
         return None, True

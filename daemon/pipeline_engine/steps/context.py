@@ -172,6 +172,11 @@ class JobContext:
         """For how many seconds the job has been running, over all runs of the daemon."""
         return trio.current_time() - self._began
 
+    @property
+    def noted_s(self) -> float:
+        """What the store was last told of `ran_s`."""
+        return self._state.ran_s
+
     def step_deadline(self, step: StepDef) -> float:
         """When the step's time is over, on trio's clock."""
         if step.timeout_s is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from pipeline_engine.models import (
 )
 from pipeline_engine.steps.context import JobContext, artifact_ids, job_error
 from pipeline_engine.steps.items import ItemMaker
+from pipeline_engine.steps.run_time import run_time_noted
 from pipeline_engine.steps.shards import Shard, make_shards
 from pipeline_engine.tracing import NO_TRACER, Start
 
@@ -37,11 +37,11 @@ DEFAULT_BATCH = 64  # shards in one embedding request
 
 async def run_step(context: JobContext, step: StepDef) -> list[ResultItem]:
     """The items of the step, in the order of its shards. Raises StepError; details hold the step and the shard."""
-    deadline = context.step_deadline(step)
-    if deadline == math.inf:
+    if step.timeout_s is None:
         return await StepRun(context, step).run()
-    with trio.CancelScope(deadline=deadline):
-        return await StepRun(context, step).run()
+    with trio.CancelScope(deadline=context.step_deadline(step)):
+        async with run_time_noted(context, step.timeout_s):
+            return await StepRun(context, step).run()
     words = f"step {step.id!r} took longer than its timeout_s of {step.timeout_s:g} s"
     raise StepError(ErrorCode.TIMEOUT, words, details={"step_id": step.id})
 

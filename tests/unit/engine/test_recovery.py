@@ -485,3 +485,32 @@ async def test_what_must_not_run_twice_and_only_waited_for_its_turn_is_run(autoj
         assert first.error.code == "interrupted"
         assert second.status is JobStatus.SUCCEEDED
     assert registry.prompts == ["first", "second"]
+
+
+@pytest.mark.parametrize("of_step", [False, True])
+async def test_a_crash_gives_a_silent_job_at_most_a_tenth_of_its_time_back(
+    autojump_clock: MockClock, of_step: bool
+) -> None:
+    store = MemoryStore()
+    registry = ScriptedRegistry({"slow": [Script(first=1000)]})
+    limit = {"timeout_s": 100}
+    steps = [llm("a", "slow", **(limit if of_step else {}))]
+    job_id = await run_until_crash(store, registry, steps, [], after=75, **({} if of_step else limit))
+    async with open_setting(store=store, registry=registry) as setting:
+        began = trio.current_time()
+        job = await finish(setting, job_id)
+        assert job.error is not None
+        assert job.error.code == "timeout"
+        assert 25 <= trio.current_time() - began <= 35.1
+
+
+async def test_only_a_job_with_a_deadline_is_noted_while_it_is_silent(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"slow": [Script(first=1000)]})
+    async with open_setting(registry=registry) as setting:
+        for timeout_s, notes in ((None, 0), (5000, 1), (4, 2)):
+            job = await setting.submit([llm("a", "slow")], timeout_s=timeout_s)
+            await trio.sleep(0.5)
+            before = setting.writer.commits
+            await trio.sleep(2.1 if timeout_s == 4 else 600)
+            assert setting.writer.commits - before == notes
+            await setting.engine.cancel(job.id)
