@@ -339,7 +339,8 @@ class Engine:
         if self.refusal is not None:
             raise self.refusal
         self._check_room(job)
-        waiting = len(self._queue) + self._accepting
+        # What a free place waits for is started in the next turn of the event loop.
+        waiting = len(self._queue) + self._accepting - max(0, self._limits.max_running_jobs - len(self._running))
         if waiting >= self._limits.max_queued_jobs:
             raise QueueFullError(f"{waiting} jobs are waiting (limits.max_queued_jobs); try again later")
         shown = msgspec.structs.replace(job, step_executions=list(new_executions(definition.steps).values()))

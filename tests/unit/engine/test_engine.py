@@ -126,6 +126,16 @@ async def test_the_queue_goes_by_priority_then_by_arrival_and_is_bounded(autojum
         assert registry.prompts == ["running", "high", "normal", "low"]
 
 
+async def test_jobs_that_find_a_free_place_need_none_in_the_queue(autojump_clock: MockClock) -> None:
+    registry = ScriptedRegistry({"m": [Script(first=1)]})
+    async with open_setting(registry=registry, limits=EngineLimits(max_running_jobs=8, max_queued_jobs=1)) as setting:
+        async with trio.open_nursery() as nursery:
+            for _ in range(9):
+                nursery.start_soon(setting.submit, [llm("a", "m")])
+        with pytest.raises(QueueFullError, match=r"^1 jobs? "):
+            await setting.submit([llm("a", "m")])
+
+
 async def test_the_same_key_and_body_give_the_same_job(autojump_clock: MockClock) -> None:
     async with open_setting() as setting:
         request = job_request([llm("a")], ["x"])
