@@ -145,6 +145,7 @@ class Admission:
     def new_rerun(
         self,
         parent: Job,
+        before: PipelineDef,
         definition: PipelineDef,
         job_input: JobInput,
         rerun: RerunRequest,
@@ -153,6 +154,7 @@ class Admission:
     ) -> Job:
         """A queued job that runs the parent again, as `asked` says, and where that says nothing, as the parent ran.
 
+        What the parent had of its own definition, which is `before`, comes from the definition of the new job.
         Raises InvalidRequestError when it would reuse what nobody was called for.
         """
         asked = asked or JobRequest()
@@ -166,8 +168,8 @@ class Admission:
             mode=JobMode.RERUN,
             priority=parent.priority if asked.priority is None else asked.priority,
             labels=asked.labels or parent.labels,
-            timeout_s=asked.timeout_s or parent.timeout_s,
-            limits=_merged(asked.limits, parent.limits),
+            timeout_s=asked.timeout_s or (None if parent.timeout_s == before.timeout_s else parent.timeout_s),
+            limits=_merged(asked.limits, _requested(parent.limits, before.limits)),
             dry_run=dry_run,
         )
         job.parent_job_id = parent.id
@@ -195,6 +197,17 @@ def _with_defaults(job_input: JobInput, schema: dict[str, Any] | None) -> JobInp
                 declared["default"]
             )  # a handler of this job may change it, and not the next's
     return msgspec.structs.replace(job_input, options=options)
+
+
+def _requested(limits: Limits | None, own: Limits | None) -> Limits | None:
+    """Of the limits of a job, those that are not of its own definition: a request has asked for them."""
+    if limits is None or own is None:
+        return limits
+    asked = Limits(
+        max_provider_calls=None if limits.max_provider_calls == own.max_provider_calls else limits.max_provider_calls,
+        max_total_tokens=None if limits.max_total_tokens == own.max_total_tokens else limits.max_total_tokens,
+    )
+    return None if asked == Limits() else asked
 
 
 def _merged(asked: Limits | None, own: Limits | None) -> Limits | None:

@@ -302,7 +302,7 @@ class Engine:
         inherited_from = parent_id if request.override_input is None else None
         path = "override_input" if asked is None else "input"
         job_input = await self.admission.complete_input(definition, job_input, path=path, inherited_from=inherited_from)
-        job = self.admission.new_rerun(parent.job, definition, job_input, request, asked=asked)
+        job = self.admission.new_rerun(parent.job, parent.definition, definition, job_input, request, asked=asked)
         plan = await self._access.call(partial(plan_rerun, parent, definition, request, job_id=job.id))
         try:
             await self._hold_artifacts(job.id, plan.artifacts, parent_id=parent_id)

@@ -320,6 +320,35 @@ async def test_a_corrected_definition_is_used_unless_the_same_is_asked_for(autoj
             assert texts(await setting.engine.wait(job.id), "b") == [text]
 
 
+async def test_time_and_limits_of_a_rerun_are_those_asked_for_or_else_of_its_definition(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_setting() as setting:
+
+        def put(calls: int, tokens: int, timeout_s: float | None) -> None:
+            limits = {"max_provider_calls": calls, "max_total_tokens": tokens}
+            setting.pipelines.put(
+                decode({"type": "p", "steps": [llm("a")], "limits": limits, "timeout_s": timeout_s}, PipelineDef)
+            )
+
+        async def rerun(parent: Job, **request: Any) -> tuple[float | None, Limits | None]:
+            job = await setting.engine.rerun(parent.id, decode(request, RerunRequest))
+            return job.timeout_s, job.limits
+
+        put(1, 10, 5)
+        plain = await setting.engine.submit(JobRequest(pipeline_type="p"))
+        given = decode({"pipeline_type": "p", "timeout_s": 7, "limits": {"max_total_tokens": 11}}, JobRequest)
+        asked = await setting.engine.submit(given)
+        put(2, 20, 50)
+        assert await rerun(plain) == (50, Limits(max_provider_calls=2, max_total_tokens=20))
+        assert await rerun(asked) == (7, Limits(max_provider_calls=2, max_total_tokens=11))
+        assert await rerun(plain, pipeline="same") == (5, Limits(max_provider_calls=1, max_total_tokens=10))
+        put(3, 30, None)
+        assert await rerun(plain) == (None, Limits(max_provider_calls=3, max_total_tokens=30))
+        setting.pipelines.put(decode({"type": "p", "steps": [llm("a")]}, PipelineDef))
+        assert await rerun(plain) == (None, None)
+
+
 async def test_a_parent_that_still_runs_can_be_rerun(autojump_clock: MockClock) -> None:
     registry = ScriptedRegistry({"A": [Script(tokens="A")], "slow": [Script(first=100), Script(tokens="B")]})
     async with open_setting(registry=registry) as setting:
