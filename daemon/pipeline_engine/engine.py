@@ -31,6 +31,7 @@ from pipeline_engine.models import Job, JobId, JobRequest, JobStatus, PipelineDe
 from pipeline_engine.reruns import plan_rerun, read_parent
 from pipeline_engine.scheduler import new_executions
 from pipeline_engine.steps.context import JobState, Services, StepStats
+from pipeline_engine.steps.handler_threads import HandlerThreads
 from pipeline_engine.store.access import StoreAccess
 from pipeline_engine.store.age_clock import AgeClock
 from pipeline_engine.store.base import DeleteJobs, JobFilter, NewJob
@@ -213,6 +214,10 @@ class Engine:
     @property
     def running_count(self) -> int:
         return len(self._running)
+
+    @property
+    def handler_threads(self) -> HandlerThreads:
+        return self._services.handler_threads
 
     @property
     def step_stats(self) -> StepStats:

@@ -45,6 +45,9 @@ def _metrics(api: Api, local: LocalEngine) -> Iterable[str]:
     yield _family("steps_running", "gauge", "Steps that run.", {"": engine.step_stats.running})
     ended = {f'status="{status}"': engine.step_stats.ended[status] for status in StepStatus if status.is_final}
     yield _family("steps_finished_total", "counter", "Steps that ended since the start.", ended)
+    threads = engine.handler_threads
+    states = {'state="running"': threads.running, 'state="abandoned"': threads.abandoned}
+    yield _family("handler_threads", "gauge", "Threads of plain handlers, and those left behind by jobs.", states)
     broken = len(local.catalog.pipelines.broken_files)
     yield _family("definition_files_broken", "gauge", "Definition files that cannot be used.", {"": broken})
     yield _family("followers", "gauge", "Followers of unfinished jobs.", {"": engine.follower_count})

@@ -36,13 +36,12 @@ from pipeline_engine.providers.mime import sniff_mime
 from pipeline_engine.providers.registry import ProviderRegistry
 from pipeline_engine.redaction import Redactor
 from pipeline_engine.renderer import Renderer
+from pipeline_engine.steps.handler_threads import HandlerThreads
 from pipeline_engine.steps.handlers import Handlers
 from pipeline_engine.store.artifacts import ArtifactFiles
 from pipeline_engine.store.base import CheckpointRecord, ExecutionRecord
 from pipeline_engine.tracing import NO_TRACER, TraceHeaders, Tracer
 from pipeline_engine.worker_processes import WorkerProcesses
-
-HANDLER_THREADS = 32  # in which plain handlers run at the same time
 
 ItemKey = tuple[StepId, str | None]  # a step and a shard_key: what attempts are counted for
 PlacedCheckpoint = tuple[int, StoredCheckpoint]  # with the place of the shard in its step
@@ -67,7 +66,7 @@ class Services:
     artifacts: ArtifactFiles
     workers: trio.CapacityLimiter
     # Apart from the workers: a handler that hangs, even after its job was cancelled, holds its thread.
-    handler_threads: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(HANDLER_THREADS))
+    handler_threads: HandlerThreads = field(default_factory=HandlerThreads)
     max_items: int = 10_000
     jitter: random.Random = field(default_factory=random.Random)
     tracer: Tracer = NO_TRACER

@@ -7,8 +7,9 @@ import inspect
 import logging
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import trio
 
 from pipeline_engine.errors import ErrorCode, StepError
 from pipeline_engine.steps.copies import OwnObjects, own_copy
+from pipeline_engine.steps.handler_threads import HandlerThreads
 
 log = logging.getLogger(__name__)
 
@@ -124,15 +126,25 @@ class Handlers:
         return Handler(function, module)
 
 
-async def call_handler(handler: Handler, item: HandlerItem, *, threads: trio.CapacityLimiter) -> Any:
+async def call_handler(
+    handler: Handler, item: HandlerItem, *, threads: HandlerThreads, begin: Callable[[], Awaitable[None]]
+) -> Any:
     """What the handler returns. A plain function runs in a worker thread, which a cancellation leaves to itself.
 
-    Raises StepError(tool_failed) with the exception's type, message and place when the handler raises.
+    `begin` is awaited directly before, when there is a thread. Raises StepError(tool_failed) with the exception's type,
+    message and place when the handler raises.
     """
+    if inspect.iscoroutinefunction(handler.function):
+        await begin()
+        return await _call(handler, item, handler.function)
+    async with threads.place() as run:
+        await begin()
+        return await _call(handler, item, partial(run, handler.function))
+
+
+async def _call(handler: Handler, item: HandlerItem, function: HandlerFunction) -> Any:
     try:
-        if inspect.iscoroutinefunction(handler.function):
-            return await handler.function(item)
-        return await trio.to_thread.run_sync(handler.function, item, abandon_on_cancel=True, limiter=threads)
+        return await function(item)
     except BaseException as exc:  # sys.exit(), or a panic of an extension module, must not end the daemon
         _let_cancellation_pass(exc)
         # What a handler raises when it is cancelled is no failure: why its scope was cancelled decides how the job ends.

@@ -213,8 +213,8 @@ class ItemMaker:
         )
         assert step.config.handler is not None  # pipeline.check
         handler = context.services.handlers.get(step.config.handler)
-        await ItemCalls(context, step, [shard.key]).begin_attempt()
-        result = await call_handler(handler, item, threads=context.services.handler_threads)
+        begin = ItemCalls(context, step, [shard.key]).begin_attempt
+        result = await call_handler(handler, item, threads=context.services.handler_threads, begin=begin)
         if result is None:
             return None
         data = _data_of_handler(result, step.config.handler)

@@ -69,6 +69,8 @@ async def test_prometheus_text_counts_jobs_and_followers(autojump_clock: MockClo
             'pipeline_engine_jobs_finished_total{status="succeeded"} 1',
             "pipeline_engine_steps_running 1",
             'pipeline_engine_steps_finished_total{status="success"} 1',
+            'pipeline_engine_handler_threads{state="running"} 0',
+            'pipeline_engine_handler_threads{state="abandoned"} 0',
             "pipeline_engine_followers 1",
             "pipeline_engine_store_healthy 1",
             "# TYPE pipeline_engine_provider_calls_total counter",

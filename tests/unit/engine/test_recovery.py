@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline_engine.events import Event
 from pipeline_engine.job_runner import Stop
 from pipeline_engine.models import Job, JobId, JobStatus
 from pipeline_engine.steps.context import JobState
+from pipeline_engine.steps.handler_threads import THREADS
 from pipeline_engine.steps.handlers import HandlerItem, Handlers
 from pipeline_engine.store.memory import MemoryStore
 from pipeline_engine.store.writer import Write
@@ -514,3 +516,34 @@ async def test_only_a_job_with_a_deadline_is_noted_while_it_is_silent(autojump_c
             await trio.sleep(2.1 if timeout_s == 4 else 600)
             assert setting.writer.commits - before == notes
             await setting.engine.cancel(job.id)
+
+
+async def test_a_handler_that_only_waited_for_a_thread_is_run_after_a_restart() -> None:
+    """In real time: threads know no other."""
+    go = threading.Event()
+    calls: list[str] = []
+
+    def pay(item: HandlerItem) -> str:
+        calls.append(item.job_id)
+        go.wait()
+        return "paid"
+
+    handlers = Handlers()
+    handlers.add("pay", pay)
+    step = {"id": "pay", "kind": "custom", "config": {"handler": "pay", "idempotent": False}}
+    store = MemoryStore()
+    try:
+        with trio.CancelScope() as crash:
+            async with open_setting(store=store, handlers=handlers) as setting:
+                jobs = [await setting.submit([step]) for _ in range(THREADS + 1)]
+                with trio.fail_after(20):
+                    while len(calls) < THREADS:  # noqa: ASYNC110 - threads start when they like
+                        await trio.sleep(0.001)
+                crash.cancel()
+                await trio.sleep_forever()
+    finally:
+        go.set()
+    async with open_setting(store=store, handlers=handlers) as setting:
+        ends = [await finish(setting, job.id) for job in jobs]
+        assert sorted(job.id for job in ends if job.error is not None) == sorted(calls[:THREADS])
+        assert [job.status for job in ends].count(JobStatus.SUCCEEDED) == 1

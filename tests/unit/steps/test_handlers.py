@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from pipeline_engine.errors import ErrorCode, StepError
+from pipeline_engine.steps.handler_threads import HandlerThreads
 from pipeline_engine.steps.handlers import HandlerItem, Handlers, call_handler
 
 
@@ -53,7 +54,8 @@ def item(job_id: str = "job_1") -> HandlerItem:
 
 
 async def call(handlers: Handlers, job_id: str = "job_1") -> Any:
-    return await call_handler(handlers.get("h"), item(job_id), threads=trio.CapacityLimiter(1))
+    begin = trio.lowlevel.checkpoint
+    return await call_handler(handlers.get("h"), item(job_id), threads=HandlerThreads(threads=1), begin=begin)
 
 
 def added(function: Callable[[HandlerItem], Any]) -> Handlers:
