@@ -82,7 +82,7 @@ class ScriptedProvider:
 
     async def _answer(self, script: Script, call: ProviderCall) -> AsyncGenerator[list[Chunk | Completion], None]:
         await trio.sleep(script.first)
-        if call.operation is Operation.EMBED:
+        if call.operation is Operation.EMBED and script.error is None:
             vectors = [[float(len(text)), 0.5] for text in call.inputs]
             yield [Completion(embeddings=vectors, usage=script.usage)]
             return

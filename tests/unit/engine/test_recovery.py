@@ -495,7 +495,7 @@ async def test_a_crash_gives_a_silent_job_at_most_a_tenth_of_its_time_back(
 ) -> None:
     store = MemoryStore()
     registry = ScriptedRegistry({"slow": [Script(first=1000)]})
-    limit = {"timeout_s": 100}
+    limit: dict[str, Any] = {"timeout_s": 100}
     steps = [llm("a", "slow", **(limit if of_step else {}))]
     job_id = await run_until_crash(store, registry, steps, [], after=75, **({} if of_step else limit))
     async with open_setting(store=store, registry=registry) as setting:
