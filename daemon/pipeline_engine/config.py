@@ -100,7 +100,8 @@ class Config:
     `providers` are the profiles by id, those built in among them; `pipelines` the demo pipelines; `proxies` has the
     keys http_proxy, https_proxy, all_proxy and no_proxy, as far as they are set. `origins` tells where each setting
     (`http.addr`, `providers.ID`, `handlers.NAME`) comes from: `FILE:LINE`, `environment NAME`, `flag` or `default`.
-    `files` are the configuration files that were read, `private_files` what holds keys besides them; `warnings` are for the log.
+    `files` are the configuration files that were read, `missing_files` those that need not be there and were not;
+    `private_files` is what holds keys besides them; `warnings` are for the log.
     """
 
     log_level: LogLevel
@@ -119,6 +120,7 @@ class Config:
     proxies: dict[str, str]
     origins: dict[str, str]
     files: tuple[Path, ...]
+    missing_files: tuple[Path, ...]
     private_files: tuple[Path, ...]
     warnings: tuple[str, ...]
 

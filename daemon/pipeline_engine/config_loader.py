@@ -105,6 +105,7 @@ class _Loader:
     providers: dict[str, ProviderProfile] = field(default_factory=dict)
     handlers: dict[str, str] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
+    missing_files: list[Path] = field(default_factory=list)
     private_files: list[Path] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -135,6 +136,7 @@ class _Loader:
             proxies=self._proxies(),
             origins=self.origins,
             files=tuple(self.files),
+            missing_files=tuple(self.missing_files),
             private_files=tuple(self.private_files),
             warnings=tuple(self.warnings),
         )
@@ -161,6 +163,7 @@ class _Loader:
             data = file.read_bytes()
         except OSError as exc:
             if not required and isinstance(exc, FileNotFoundError | NotADirectoryError):
+                self.missing_files.append(file)
                 return False
             raise InvalidRequestError([Problem("", f"cannot be read: {exc.strerror}")], source=name) from exc
         document = parse_document(data, name=name)

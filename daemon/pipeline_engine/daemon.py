@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import trio
@@ -98,9 +98,9 @@ async def run_daemon(
                     use_log_level=api.set_log_level,
                     use_config=api.use_config,
                 )
+                await system.start(_watch_files, reloader)  # before they are read: then no change is missed
                 await reloader.use_definitions()
                 system.start_soon(_reload_on_request, reloader, reload_wishes, notifier)
-                system.start_soon(_watch_files, reloader)
                 _spare_collector()
                 _announce(api, local, listeners, notifier)
                 if supervision.passed:
@@ -198,12 +198,15 @@ async def _feed_watchdog(notifier: Notifier, writer: StoreWriter, interval_s: fl
         await trio.sleep(interval_s / FEEDS)
 
 
-async def _watch_files(reloader: Reloader) -> None:
-    try:
-        with open_file_watch() as watch:
-            await reload_on_changes(reloader, watch)
-    except OSError as exc:
-        log.warning("files are not watched for changes (%s); send SIGHUP after one", exc.strerror)
+async def _watch_files(reloader: Reloader, *, task_status: trio.TaskStatus[None]) -> None:
+    with ExitStack() as stack:
+        try:
+            watch = stack.enter_context(open_file_watch())
+        except OSError as exc:
+            log.warning("files are not watched for changes (%s); send SIGHUP after one", exc.strerror)
+            task_status.started()
+            return
+        await reload_on_changes(reloader, watch, task_status=task_status)
 
 
 async def _drain(engine: Engine, grace_s: float, stopping: _Stopping) -> None:

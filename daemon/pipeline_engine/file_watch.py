@@ -32,18 +32,21 @@ class FileWatch:
     def __init__(self, descriptor: int, libc: ctypes.CDLL) -> None:
         self._descriptor = descriptor
         self._libc = libc
-        self._interests: dict[int, Interest] = {}
+        self._interests: dict[int, list[Interest]] = {}
 
     def watch(self, wanted: Mapping[Path, Interest]) -> list[Path]:
-        """Watch these directories, for names that the interest of each accepts; those that cannot be are returned."""
-        kept: dict[int, Interest] = {}
+        """Watch these directories, for names that the interest of each accepts; those that cannot be are returned.
+
+        Two paths may lead to one directory.
+        """
+        kept: dict[int, list[Interest]] = {}
         failed = []
         for directory, interest in wanted.items():
             number = self._libc.inotify_add_watch(self._descriptor, os.fsencode(directory), _MASK)
             if number < 0:
                 failed.append(directory)
             else:
-                kept[number] = interest
+                kept.setdefault(number, []).append(interest)
         for number in self._interests.keys() - kept.keys():
             self._libc.inotify_rm_watch(self._descriptor, number)  # fails for a directory that is gone, as it should
         self._interests = kept
@@ -75,8 +78,8 @@ class FileWatch:
             number, mask, _cookie, length = _EVENT.unpack_from(data, offset)
             start = offset + _EVENT.size
             name = os.fsdecode(data[start : start + length].rstrip(b"\0"))
-            interest = self._interests.get(number)
-            found = found or bool(mask & _WHOLE_DIRECTORY) or (interest is not None and interest(name))
+            interests = self._interests.get(number, ())
+            found = found or bool(mask & _WHOLE_DIRECTORY) or any(interest(name) for interest in interests)
             offset = start + length
         return found
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -13,13 +14,15 @@ import trio
 from pipeline_engine.assembly import LocalEngine, configured_pipelines, profile_origins
 from pipeline_engine.config import Config, LogLevel
 from pipeline_engine.definitions import LoadedDefinition, LoadedDirectory
-from pipeline_engine.documents import SUFFIXES
-from pipeline_engine.errors import InvalidRequestError
-from pipeline_engine.file_watch import FileWatch, Interest
+from pipeline_engine.errors import InvalidRequestError, Problem
+from pipeline_engine.file_watch import FileWatch
 from pipeline_engine.models import ProviderProfile
 from pipeline_engine.pipelines import RegisteredPipeline
+from pipeline_engine.watched_paths import WatchedNames, find_watched
 
 log = logging.getLogger(__name__)
+
+WATCH_ATTEMPTS = 3  # something may change between looking what to watch and watching it
 
 _RELOADED_LIMITS = (
     "max_items", "max_queued_jobs", "max_restarts", "max_running_jobs", "max_store_bytes", "template_fuel",
@@ -49,17 +52,25 @@ class Reloader:
         self._use_config = use_config
         self._definitions: dict[str, LoadedDefinition] = {}
         self._told: dict[Path, str] = {}
+        self._complaint = ""  # of the configuration, as the log has it
+        self._watch: FileWatch | None = None
+        self._unwatched: list[Path] = []
         self._lock = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
 
     async def reload(self) -> None:
         """Read the configuration and the definitions again, and use what is good of them."""
         async with self._lock:
+            # What is watched before it is read has no change that is missed.
+            await self._watch_files()
             try:
                 config = await trio.to_thread.run_sync(self._load, limiter=self._limiter)
+                self._refuse_missing(config)
                 self._take_over(config)
+                self._tell_of_configuration("")
+                await self._watch_files()
             except InvalidRequestError as exc:
-                log.error("the configuration stays as it was: %s", exc.message)  # noqa: TRY400 - a message for people
+                self._tell_of_configuration(exc.message)
             except Exception as exc:
                 # A fault of ours: whatever a file holds, it does not end a daemon that runs. So below.
                 log.exception("the configuration stays as it was: %s: %s", type(exc).__name__, exc)  # noqa: TRY401
@@ -70,21 +81,56 @@ class Reloader:
         async with self._lock:
             await self._use_files()
 
-    def watched(self) -> dict[Path, Interest]:
-        """The directories to watch, and for which names."""
-        names: dict[Path, set[str]] = {}
+    @asynccontextmanager
+    async def watching(self, watch: FileWatch) -> AsyncIterator[None]:
+        """While in the block, `watch` looks at what was read, and after each reload at what was read then."""
+        self._watch = watch
+        try:
+            async with self._lock:
+                await self._watch_files()
+            yield
+        finally:
+            self._watch = None
+
+    async def _watch_files(self) -> None:
+        try:
+            await self._watch_paths()
+        except Exception as exc:
+            log.exception("what is watched for changes stays as it was: %s: %s", type(exc).__name__, exc)  # noqa: TRY401
+
+    async def _watch_paths(self) -> None:
+        config = self._config
+
+        def find() -> dict[Path, WatchedNames]:
+            return find_watched([*config.files, *config.missing_files], config.pipelines_dirs)
+
+        wanted: dict[Path, WatchedNames] = {}
+        failed: list[Path] = []
+        for _ in range(WATCH_ATTEMPTS):
+            if self._watch is None:
+                return
+            before, wanted = wanted, await trio.to_thread.run_sync(find, limiter=self._limiter)
+            if wanted == before or self._watch is None:
+                break
+            failed = self._watch.watch(wanted)
+        for directory in failed:
+            if directory not in self._unwatched:
+                log.warning("%s cannot be watched for changes; send SIGHUP after one", directory)
+        self._unwatched = failed
+
+    def _refuse_missing(self, read: Config) -> None:
+        """A file that was in force and is gone counts as a bad one: it may be on its way, or its disk may."""
+        problem = Problem("", "is gone; to take its settings away, put an empty file in its place or restart")
         for file in self._config.files:
-            names.setdefault(file.absolute().parent, set()).add(file.name)
-        folders = {directory.absolute() for directory in self._config.pipelines_dirs}
+            if file in read.missing_files:
+                raise InvalidRequestError([problem], source=str(file))
 
-        def interest_in(directory: Path) -> Interest:
-            exact, is_folder = names.get(directory, set()), directory in folders
-            # `..data` and its like: a mounted volume whose links are switched all at once.
-            return lambda name: (
-                name in exact or name.startswith("..") or (is_folder and Path(name).suffix.lower() in SUFFIXES)
-            )
-
-        return {directory: interest_in(directory) for directory in names.keys() | folders}
+    def _tell_of_configuration(self, complaint: str) -> None:
+        if complaint and complaint != self._complaint:
+            log.error("the configuration stays as it was: %s", complaint)
+        elif self._complaint and not complaint:
+            log.info("the configuration can be used again")
+        self._complaint = complaint
 
     def _take_over(self, read: Config) -> None:
         self._local.hide_secrets(read)
@@ -163,6 +209,7 @@ def _in_force(before: Config, read: Config) -> Config:
         pipelines=read.pipelines,
         origins=read.origins,
         files=read.files,
+        missing_files=read.missing_files,
         private_files=read.private_files,
         warnings=read.warnings,
     )
@@ -175,14 +222,12 @@ def _differences(one: Config, other: Config) -> set[str]:
     return differences | ({"api_key"} if one.api_key != other.api_key else set())
 
 
-async def reload_on_changes(reloader: Reloader, watch: FileWatch) -> None:
-    """Reload whenever a file of the configuration or of the definitions changes."""
-    missing: list[Path] = []
-    while True:
-        failed = watch.watch(reloader.watched())
-        for directory in failed:
-            if directory not in missing:
-                log.warning("%s cannot be watched for changes; send SIGHUP after one", directory)
-        missing = failed
-        await watch.changed()
-        await reloader.reload()
+async def reload_on_changes(
+    reloader: Reloader, watch: FileWatch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Reload whenever a file of the configuration or of the definitions changes; started() when they are watched."""
+    async with reloader.watching(watch):
+        task_status.started()
+        while True:
+            await watch.changed()
+            await reloader.reload()

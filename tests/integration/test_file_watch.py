@@ -85,6 +85,18 @@ async def test_a_directory_that_is_replaced_is_noticed_and_can_be_watched_again(
     assert await is_silent(watch)
 
 
+async def test_two_paths_to_one_directory_are_both_heeded(watch: FileWatch, tmp_path: Path) -> None:
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir()
+    link.symlink_to("folder")
+    assert watch.watch({folder: lambda name: name == "one", link: lambda name: name == "other"}) == []
+    for name in ("one", "other"):
+        async with noticed(watch):
+            write(link / name)
+    write(folder / "third")
+    assert await is_silent(watch)
+
+
 async def test_many_changes_together_are_one(watch: FileWatch, tmp_path: Path) -> None:
     async with noticed(watch):
         for number in range(20):

@@ -13,7 +13,6 @@ from typing import NoReturn
 
 import pytest
 import trio
-import trio.testing
 from tests.api_setting import NOWHERE
 from tests.engine_setting import Json, job_request
 
@@ -46,11 +45,18 @@ class Setting:
 
 
 @asynccontextmanager
-async def open_setting(tmp_path: Path) -> AsyncGenerator[Setting, None]:
+async def open_setting(tmp_path: Path, *, as_user_file: bool = False) -> AsyncGenerator[Setting, None]:
+    """The configuration file is one that is named, or the one that is looked for in the user's home."""
     config_file, pipelines = tmp_path / "config.toml", tmp_path / "pipelines"
+    environ = dict(NOWHERE)
+    if as_user_file:
+        environ["XDG_CONFIG_HOME"] = str(tmp_path / "xdg")
+        config_file = tmp_path / "xdg" / "pipeline-engine" / "config.toml"
+        config_file.parent.mkdir(parents=True)
     pipelines.mkdir()
     write(config_file, "")
-    load = partial(load_config, environ=NOWHERE, config_file=config_file, overrides={"pipelines_dir": str(pipelines)})
+    named = None if as_user_file else config_file
+    load = partial(load_config, environ=environ, config_file=named, overrides={"pipelines_dir": str(pipelines)})
     config = load()
     artifacts = ArtifactFiles(tmp_path / "artifacts")
     async with open_engine(config, store=MemoryStore(), artifacts=artifacts, environ={}) as local:
@@ -320,15 +326,137 @@ async def test_the_rules_of_retention_change_at_once(tmp_path: Path) -> None:
 
 
 async def test_changes_are_noticed_without_being_asked(tmp_path: Path) -> None:
-    async with open_setting(tmp_path) as setting, trio.open_nursery() as nursery:
+    async with open_setting(tmp_path) as setting, watched(setting):
+        write(setting.pipelines / "p.yaml", definition("1"))
+        await until(lambda: setting.version_of("p.v1") == "1")
+        write(setting.config_file, PROFILE % "m")
+        await until(lambda: setting.local.registry.get("mine") is not None)
+
+
+@asynccontextmanager
+async def watched(setting: Setting) -> AsyncGenerator[None, None]:
+    """What changes in the block is noticed."""
+    async with trio.open_nursery() as nursery:
         with open_file_watch() as watch:
-            nursery.start_soon(reload_on_changes, setting.reloader, watch)
-            await trio.testing.wait_all_tasks_blocked()
+            await nursery.start(reload_on_changes, setting.reloader, watch)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+def model_of(setting: Setting) -> str | None:
+    profile = setting.local.registry.get("mine")
+    return profile.default_model if profile is not None else None
+
+
+async def test_a_configuration_file_that_is_gone_stays_in_force_until_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_setting(tmp_path, as_user_file=True) as setting:
+        file, away = setting.config_file, tmp_path / "away"
+        write(file, PROFILE % "one")
+        await setting.reloader.reload()
+        with caplog.at_level(logging.INFO):
+            file.rename(away)
+            await setting.reloader.reload()
+            write(setting.pipelines / "p.yaml", definition("1", profile="mine"))
+            await setting.reloader.reload()
+            assert (model_of(setting), setting.version_of("p.v1")) == ("one", "1")
+            write(file, PROFILE % "two")
+            await setting.reloader.reload()
+            assert model_of(setting) == "two"
+        first, second = [record.getMessage() for record in caplog.records]
+        assert first.startswith(f"the configuration stays as it was: {file}: is gone; to take its settings away, ")
+        assert second == "the configuration can be used again"
+        write(file, "")
+        await setting.reloader.reload()
+        assert model_of(setting) is None
+
+
+@pytest.mark.parametrize("place", ["file", "directory", "home"])
+async def test_a_configuration_file_that_was_away_is_watched_as_before(tmp_path: Path, place: str) -> None:
+    async with open_setting(tmp_path, as_user_file=True) as setting:
+        file = setting.config_file
+        moved = {"file": file, "directory": file.parent, "home": file.parent.parent}[place]
+        write(file, PROFILE % "one")
+        await setting.reloader.reload()
+        async with watched(setting):
+            moved.rename(tmp_path / "away")
+            await setting.reloader.reload()
+            (tmp_path / "away").rename(moved)
+            await setting.reloader.reload()
+            write(file, PROFILE % "two")
+            await until(lambda: model_of(setting) == "two")
+
+
+async def test_a_configuration_file_that_comes_later_is_noticed(tmp_path: Path) -> None:
+    async with open_setting(tmp_path, as_user_file=True) as setting:
+        setting.config_file.unlink()
+        setting.config_file.parent.rmdir()
+        setting.reloader = Reloader(
+            config=setting.reloader._load(),
+            local=setting.local,
+            load=setting.reloader._load,
+            use_log_level=setting.log_levels.append,
+            use_config=setting.configs.append,
+        )
+        async with watched(setting):
+            setting.config_file.parent.mkdir()
+            write(setting.config_file, PROFILE % "one")
+            await until(lambda: model_of(setting) == "one")
+
+
+async def test_a_directory_of_definitions_that_comes_later_is_noticed(tmp_path: Path) -> None:
+    async with open_setting(tmp_path) as setting:
+        setting.pipelines.rmdir()
+        await setting.reloader.reload()
+        async with watched(setting):
+            setting.pipelines.mkdir()
             write(setting.pipelines / "p.yaml", definition("1"))
             await until(lambda: setting.version_of("p.v1") == "1")
-            write(setting.config_file, PROFILE % "m")
-            await until(lambda: setting.local.registry.get("mine") is not None)
-            nursery.cancel_scope.cancel()
+            write(setting.pipelines / "p.yaml", definition("2"))
+            await until(lambda: setting.version_of("p.v1") == "2")
+
+
+async def test_a_reload_that_was_asked_for_renews_the_watch(tmp_path: Path) -> None:
+    later = tmp_path / "later"
+    async with open_setting(tmp_path, as_user_file=True) as setting:
+        setting.reloader._load = partial(load_config, environ={**NOWHERE, "PIPELINE_ENGINE_PIPELINES_DIR": str(later)})
+        later.mkdir()
+        async with watched(setting):
+            await setting.reloader.reload()
+            write(later / "p.yaml", definition("1"))
+            await until(lambda: setting.version_of("p.v1") == "1")
+
+
+async def test_changes_behind_links_are_noticed(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    async with open_setting(tmp_path) as setting:
+        write(repository / "config.toml", "")
+        write(repository / "p.yaml", definition("1"))
+        setting.config_file.unlink()
+        setting.config_file.symlink_to("repository/config.toml")
+        (setting.pipelines / "p.yaml").symlink_to("../repository/p.yaml")
+        await setting.reloader.reload()
+        async with watched(setting):
+            write(repository / "config.toml", PROFILE % "one")
+            await until(lambda: model_of(setting) == "one")
+            write(repository / "p.yaml", definition("2"))
+            await until(lambda: setting.version_of("p.v1") == "2")
+
+
+async def test_a_mounted_volume_whose_link_is_switched_is_noticed(tmp_path: Path) -> None:
+    async with open_setting(tmp_path) as setting:
+        for version in ("1", "2"):
+            (setting.pipelines / f"..{version}").mkdir()
+            write(setting.pipelines / f"..{version}" / "p.yaml", definition(version))
+        (setting.pipelines / "..data").symlink_to("..1")
+        (setting.pipelines / "p.yaml").symlink_to("..data/p.yaml")
+        await setting.reloader.reload()
+        async with watched(setting):
+            (setting.pipelines / "..new").symlink_to("..2")
+            (setting.pipelines / "..new").rename(setting.pipelines / "..data")
+            await until(lambda: setting.version_of("p.v1") == "2")
 
 
 async def until(check: Callable[[], bool]) -> None:
