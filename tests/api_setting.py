@@ -197,6 +197,7 @@ async def open_api(
         access = StoreAccess(setting.store, threads=4)
         checker = setting.engine.admission.checker
         local = LocalEngine(
+            kill_children=lambda: None,
             engine=setting.engine,
             catalog=Catalog(
                 pipelines=setting.pipelines, registry=registry, checker=checker, access=access, writer=setting.writer

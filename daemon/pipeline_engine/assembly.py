@@ -21,6 +21,7 @@ from pipeline_engine.engine import Engine, EngineLimits
 from pipeline_engine.pipelines import Pipelines, RegisteredPipeline
 from pipeline_engine.providers.leftovers import Leftovers
 from pipeline_engine.providers.local_tool import LocalToolProvider
+from pipeline_engine.providers.process import EndGrace
 from pipeline_engine.providers.registry import ProviderRegistry, open_registry
 from pipeline_engine.redaction import Redactor
 from pipeline_engine.renderer import Renderer
@@ -53,6 +54,8 @@ class LocalEngine:
     artifacts: ArtifactFiles
     access: StoreAccess
     writer: StoreWriter
+    #: Ends what tools and model servers run at once, now and from now on.
+    kill_children: Callable[[], None]
     #: Hides the files and values of the secrets in a configuration that is about to come into force.
     hide_secrets: Callable[[Config], None]
     #: Brings the limits of jobs, the handlers and the rules of retention of a configuration into force.
@@ -159,6 +162,7 @@ async def open_engine(
     redactor = redactor or Redactor()
     leftovers = Leftovers()
     local_tool = LocalToolProvider(environment=environ, limiter=workers, leftovers=leftovers)
+    server_end_grace = EndGrace()
 
     def hide_secrets(config: Config) -> None:
         # What held a key once stays hidden: somebody may still use it.
@@ -181,6 +185,7 @@ async def open_engine(
             proxies=proxies,
             environ=environ,
             limiter=workers,
+            server_end_grace=server_end_grace,
             redactor=redactor,
             tracer=tracer,
         ) as registry,
@@ -216,11 +221,16 @@ async def open_engine(
             admission=Admission(pipelines=pipelines, checker=checker, processes=checks),
             limits=engine_limits(config),
             clock=clock,
+            limit_tool_grace=local_tool.end_grace.limit,
         )
         new_retention = partial(
             Retention, engine=engine, access=access, writer=writer, artifacts=artifacts, clock=clock
         )
         keeper = _RetentionKeeper(retention_rules(config), new_retention)
+
+        def kill_children() -> None:
+            local_tool.end_grace.limit(0)
+            server_end_grace.limit(0)
 
         def use_settings(wanted: Config) -> None:
             nonlocal config, services
@@ -241,6 +251,7 @@ async def open_engine(
                 artifacts=artifacts,
                 access=access,
                 writer=writer,
+                kill_children=kill_children,
                 hide_secrets=hide_secrets,
                 use_settings=use_settings,
             )

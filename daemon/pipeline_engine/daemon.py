@@ -46,17 +46,24 @@ FEEDS = 3  # of the watchdog, in each of its intervals
 
 
 class _Stopping:
-    """That the daemon shall stop, and that it shall not wait for jobs any longer."""
+    """That the daemon shall stop, and that it shall not wait any longer, for jobs or for what they have started."""
 
     def __init__(self) -> None:
         self.requested = trio.Event()
         self.patience = trio.CancelScope()
+        self._kill_children: Callable[[], None] = lambda: None
 
     def request(self) -> None:
         """The first time ends the daemon after the grace, the second time at once."""
         if self.requested.is_set():
             self.patience.cancel()
+            self._kill_children()
         self.requested.set()
+
+    def use(self, kill_children: Callable[[], None]) -> None:
+        self._kill_children = kill_children
+        if self.patience.cancel_called:
+            kill_children()
 
 
 async def run_daemon(
@@ -91,6 +98,7 @@ async def run_daemon(
             async with open_local_engine(
                 config, data_dir=config.data_dir, environ=os.environ, redactor=redactor
             ) as local:
+                stopping.use(local.kill_children)
                 reloader = Reloader(
                     config=config,
                     local=local,
@@ -218,6 +226,7 @@ async def _drain(engine: Engine, grace_s: float, stopping: _Stopping) -> None:
         log.info("stopping")
     with stopping.patience:
         await engine.drain(grace_s)
+        await engine.stopped.wait()
     if stopping.patience.cancelled_caught:
         await engine.drain(0)
     await engine.stopped.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +41,9 @@ from pipeline_engine.tracing import TraceHeaders
 
 log = logging.getLogger(__name__)
 
+INTERRUPTED_TOOL_GRACE = (
+    1.0  # seconds between SIGTERM and SIGKILL for a tool whose job is to go on after the next start
+)
 LET_GO_TIMEOUT = 15.0  # seconds that interrupted jobs have to clean up: a tool's grace, and their last writes
 FAILING_LET_GO_TIMEOUT = 1.0  # seconds that they have while the store cannot be written
 KEPT_PAYLOAD_BYTES = 64 * 1024 * 1024  # of queued jobs' inputs stay in memory; the rest is read again when it is needed
@@ -68,6 +71,7 @@ class Engine:
         admission: Admission,
         limits: EngineLimits | None = None,
         clock: AgeClock | None = None,
+        limit_tool_grace: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.admission = admission
         self._access = access
@@ -77,6 +81,7 @@ class Engine:
         self._events = EventLog(access=access, writer=writer)
         self._services = services
         self._clock = clock = clock or AgeClock()
+        self._limit_tool_grace = limit_tool_grace
         self._runner = JobRunner(access=access, services=services, max_restarts=limits.max_restarts, clock=clock)
         self._live: dict[JobId, LiveJob] = {}
         self._queue = JobQueue()
@@ -189,6 +194,7 @@ class Engine:
         self._wake.set()
         with trio.move_on_after(grace_s):
             await self._wait_for_running()
+        self._limit_tool_grace(INTERRUPTED_TOOL_GRACE)
         for live in list(self._running):
             live.request_stop(Stop.INTERRUPTED)
         # A store that fails takes no last writes: what matters is stored already.

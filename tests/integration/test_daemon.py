@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +277,24 @@ def test_while_it_drains_it_answers_but_takes_no_jobs_and_a_second_signal_ends_i
     assert daemon.status_of(job_id) == "running"
     daemon.send(signal.SIGTERM)
     assert daemon.wait() == 0
+    assert "Traceback" not in daemon.text
+
+
+def test_tools_that_will_not_end_do_not_hold_it_up_whatever_their_grace(daemon: Daemon) -> None:
+    stubborn = "trap '' TERM; echo begun; while :; do sleep 1; done"
+    daemon.config.write_text(
+        '[limits]\nshutdown_grace_s = 0.1\n[[providers]]\nid = "sleeper"\nkind = "local_tool"\n'
+        f'[providers.extra]\ncommand = ["sh", "-c", "{stubborn}"]\ngrace_s = 600\n',
+        encoding="utf-8",
+    )
+    daemon.start("serve")
+    jobs = [daemon.submit(SLEEP), daemon.submit(SLEEP)]
+    for job_id in jobs:
+        daemon.until(lambda: "begun" in daemon.client.get(f"/v1/jobs/{job_id}/events").text)  # noqa: B023 - used at once
+    with suppress(httpx.ReadTimeout):
+        daemon.client.post(f"/v1/jobs/{jobs[0]}/cancel", timeout=0.2)
+    assert daemon.stop() == 0
+    assert "1 job to go on after the next start" in daemon.text
     assert "Traceback" not in daemon.text
 
 

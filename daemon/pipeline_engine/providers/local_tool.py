@@ -20,7 +20,14 @@ from pipeline_engine.models import Sandbox
 from pipeline_engine.providers.base import Chunk, Completion, ProviderCall, Target
 from pipeline_engine.providers.confinement import Confinement, landlock_version
 from pipeline_engine.providers.leftovers import Leftovers
-from pipeline_engine.providers.process import ChildProcess, StartError, base_environment, describe_exit, open_child
+from pipeline_engine.providers.process import (
+    ChildProcess,
+    EndGrace,
+    StartError,
+    base_environment,
+    describe_exit,
+    open_child,
+)
 from pipeline_engine.providers.tool_output import BinaryOutput, Tail, ToolOutput
 
 _log = logging.getLogger(__name__)
@@ -58,6 +65,8 @@ class LocalToolProvider:
         self._told = False
         self._limiter = limiter
         self._leftovers = leftovers
+        #: Of all tools that it has started and will start.
+        self.end_grace = EndGrace()
 
     def hide(self, paths: Iterable[Path]) -> None:
         """No tool that is started from now on may read these, nor those that were hidden before."""
@@ -85,6 +94,7 @@ class LocalToolProvider:
                     stdin=stdin,
                     on_stderr=stderr.append,
                     grace=target.grace_s,
+                    end_grace=self.end_grace,
                     limiter=self._limiter,
                     confinement=self._confinement(target, cwd),
                     leftovers=self._leftovers,

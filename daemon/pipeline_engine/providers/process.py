@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import trio
@@ -45,10 +46,45 @@ class StartError(Exception):
     """The child could not be started; the message says why and, where known, what to do."""
 
 
+class EndGrace:
+    """Bounds the time that children have between SIGTERM and SIGKILL, for all of them at once."""
+
+    def __init__(self) -> None:
+        self._limit = math.inf
+        self._scopes: set[trio.CancelScope] = set()
+
+    def limit(self, seconds: float) -> None:
+        """Children have no longer than this from now on, and those that are ending already no longer than this more."""
+        self._limit = min(self._limit, seconds)
+        for scope in self._scopes:
+            scope.deadline = min(scope.deadline, trio.current_time() + seconds)
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a child is ending."""
+        return bool(self._scopes)
+
+    @contextmanager
+    def scope(self, grace: float) -> Iterator[None]:
+        """Leave the block after `grace` seconds, or before if that is more than the limit."""
+        with trio.move_on_after(min(grace, self._limit)) as scope:
+            self._scopes.add(scope)
+            try:
+                yield
+            finally:
+                self._scopes.discard(scope)
+
+
 class ChildProcess:
     """A running child; see open_child."""
 
-    def __init__(self, process: trio.Process | ConfinedProcess, limiter: trio.CapacityLimiter | None) -> None:
+    def __init__(
+        self,
+        process: trio.Process | ConfinedProcess,
+        *,
+        limiter: trio.CapacityLimiter | None = None,
+        end_grace: EndGrace | None = None,
+    ) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -58,6 +94,7 @@ class ChildProcess:
         self._stderr = _OutputPipe(process.stderr)
         self._finished = trio.Event()
         self._limiter = limiter
+        self._end_grace = end_grace or EndGrace()
 
     async def read(self) -> bytes:
         """The next bytes of the standard output; empty at its end, for which no other process than the child counts."""
@@ -92,12 +129,9 @@ class ChildProcess:
         """Close the pipes and leave nothing of the group behind: SIGTERM, `grace` seconds, SIGKILL."""
         if self._process.returncode is not None:
             grace = min(grace, LEFTOVER_GRACE)
-        with trio.move_on_after(grace + KILL_TIMEOUT, shield=True) as scope:
+        with trio.CancelScope(shield=True):
             if self._group_exists():
                 await self._end_group(grace)
-        if scope.cancelled_caught:
-            _log.warning("process group %d is still there %g s after SIGKILL", self._process.pid, KILL_TIMEOUT)
-        with trio.CancelScope(shield=True):
             for stream in (self._stdin, self._stdout.stream, self._stderr.stream):
                 await trio.aclose_forcefully(stream)
 
@@ -107,11 +141,14 @@ class ChildProcess:
             discard_nursery.start_soon(_discard, self._stdout.stream)
             discard_nursery.start_soon(_discard, self._stderr.stream)
             self._signal_group(signal.SIGTERM)
-            with trio.move_on_after(grace):
+            with self._end_grace.scope(grace):
                 await self._wait_for_group()
             if self._group_exists():
                 self._signal_group(signal.SIGKILL)
-                await self._wait_for_group()
+                with trio.move_on_after(KILL_TIMEOUT) as scope:
+                    await self._wait_for_group()
+                if scope.cancelled_caught:
+                    _log.warning("process group %d is still there %g s after SIGKILL", self._process.pid, KILL_TIMEOUT)
             discard_nursery.cancel_scope.cancel()
 
     async def _wait_for_group(self) -> None:
@@ -188,6 +225,7 @@ async def open_child(
     stdin: bytes | None,
     on_stderr: Callable[[bytes], object],
     grace: float,
+    end_grace: EndGrace | None = None,
     limiter: trio.CapacityLimiter | None = None,
     confinement: Confinement | None = None,
     leftovers: Leftovers | None = None,
@@ -195,7 +233,8 @@ async def open_child(
     """Start `command` without a shell, with exactly the environment `env`, and pass `stdin` to it; with None its
     standard input stays open and silent for as long as this process lives.
 
-    On leaving, its whole process group is ended (see ChildProcess.end; `grace` is in seconds), whatever the reason.
+    On leaving, its whole process group is ended (see ChildProcess.end; `grace` is in seconds, and bounded by `end_grace`),
+    whatever the reason.
     `on_stderr` gets what it writes to its standard error. `limiter` bounds the threads that look through /proc.
     With a `confinement` it dies with this process, gains no privileges, and keeps to those files; with `leftovers`, so
     does all of its group. Raises StartError.
@@ -216,7 +255,7 @@ async def open_child(
             )
     except (OSError, ValueError) as exc:
         raise StartError(_explain(command[0], cwd, exc)) from exc
-    child = ChildProcess(process, limiter)
+    child = ChildProcess(process, limiter=limiter, end_grace=end_grace)
     failure: Exception | None = None
     with nullcontext() if leftovers is None else leftovers.group(process.pid):
         try:

@@ -27,6 +27,7 @@ from pipeline_engine.providers.managed import ModelServer, ModelServers, open_mo
 from pipeline_engine.providers.model_lists import fetch_models
 from pipeline_engine.providers.ollama import OllamaProvider
 from pipeline_engine.providers.openai import OpenAiProvider
+from pipeline_engine.providers.process import EndGrace
 from pipeline_engine.providers.server_process import open_server_process, server_settings
 from pipeline_engine.providers.targets import limits_of, resolve
 from pipeline_engine.providers.transport import HttpClient, Network
@@ -322,17 +323,21 @@ async def open_registry(
     proxies: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
     limiter: trio.CapacityLimiter | None = None,
+    server_end_grace: EndGrace | None = None,
     redactor: Redactor | None = None,
     tracer: Tracer = NO_TRACER,
 ) -> AsyncIterator[ProviderRegistry]:
     """A registry whose connections are closed at the end, and whose model servers are stopped.
 
     `local_tool` runs the tools; `proxies` has the keys `http`, `https`, `all` and `no`, as the environment has them.
-    `environ` is what model servers get PATH, HOME and LANG from; `limiter` bounds the threads that look after them.
+    `environ` is what model servers get PATH, HOME and LANG from; `limiter` bounds the threads that look after them,
+    and `server_end_grace` how long they take to end.
     `redactor` hears of all secrets, and takes them out of errors; `tracer` opens a span for each call.
     """
     network = Network(proxies=proxies or {})
-    open_server = partial(open_server_process, network=network, environ=environ or {}, limiter=limiter)
+    open_server = partial(
+        open_server_process, network=network, environ=environ or {}, limiter=limiter, end_grace=server_end_grace
+    )
     async with open_model_servers(open_server) as servers:
         registry = ProviderRegistry(
             profiles,

@@ -16,7 +16,14 @@ import trio
 from pipeline_engine.errors import ErrorCode, ProviderError
 from pipeline_engine.models import ProviderProfile
 from pipeline_engine.providers.addresses import with_port, without_query
-from pipeline_engine.providers.process import ChildProcess, StartError, base_environment, describe_exit, open_child
+from pipeline_engine.providers.process import (
+    ChildProcess,
+    EndGrace,
+    StartError,
+    base_environment,
+    describe_exit,
+    open_child,
+)
 from pipeline_engine.providers.supervisor import CANNOT_START
 from pipeline_engine.providers.tool_output import Tail
 from pipeline_engine.providers.transport import HttpClient, Network
@@ -95,6 +102,7 @@ async def open_server_process(
     network: Network,
     environ: Mapping[str, str],
     limiter: trio.CapacityLimiter | None = None,
+    end_grace: EndGrace | None = None,
 ) -> AsyncIterator[ServerProcess]:
     """Start the server and wait until it is ready; on leaving, it and all its children are ended.
 
@@ -112,6 +120,7 @@ async def open_server_process(
             stdin=None,
             on_stderr=output.append,
             grace=GRACE,
+            end_grace=end_grace,
             limiter=limiter,
         ) as child:
             began = trio.current_time()

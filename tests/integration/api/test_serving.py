@@ -224,6 +224,19 @@ async def test_a_stop_with_a_stuck_reader_and_an_idle_stream_ends_in_time(grace_
         assert not (await read_all(idle)).endswith(b"0\r\n\r\n")  # never told that the stream was complete
 
 
+async def test_a_reader_that_has_stopped_long_ago_does_not_get_the_grace_of_a_stop() -> None:
+    app = RawApp()
+    async with running(app, grace_s=1.0) as server, await server.connect() as stuck, await server.connect() as idle:
+        await stuck.send_all(b"GET /flood HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await idle.send_all(GET_STREAM)
+        await read_until(idle, b"{}\n")
+        await trio.sleep(1.2)
+        assert app.running == 2
+        server.stop.set()
+        await until(lambda: app.running == 1)
+        assert not server.done.is_set()
+
+
 async def test_a_stop_closes_idle_connections_at_once_and_lets_the_others_end() -> None:
     app = RawApp()
     async with running(app) as server, await server.connect() as idle, await server.connect() as busy:

@@ -22,6 +22,7 @@ from pipeline_engine.errors import ErrorCode, ProviderError
 from pipeline_engine.models import ManagedServer, ProviderExtra, ProviderKind, ProviderOverride, ProviderProfile
 from pipeline_engine.providers import server_process
 from pipeline_engine.providers.base import Chunk, Completion, ProviderCall
+from pipeline_engine.providers.process import EndGrace
 from pipeline_engine.providers.registry import ProviderRegistry, open_registry
 
 # A model server of a few lines: `/health` is 503 for a while, then 200; a chat answers with the process id. `stall` as
@@ -120,8 +121,9 @@ def make(script: Path) -> Make:
 
 
 @asynccontextmanager
-async def registry_of(*profiles: ProviderProfile) -> AsyncIterator[ProviderRegistry]:
-    async with open_registry(profiles, local_tool=NoTool(), environ={**os.environ, "FROM_DAEMON": "1"}) as registry:
+async def registry_of(*profiles: ProviderProfile, end_grace: EndGrace | None = None) -> AsyncIterator[ProviderRegistry]:
+    environ = {**os.environ, "FROM_DAEMON": "1"}
+    async with open_registry(profiles, local_tool=NoTool(), environ=environ, server_end_grace=end_grace) as registry:
         yield registry
 
 
@@ -199,6 +201,16 @@ async def test_a_server_that_died_unnoticed_is_started_again(make: Make) -> None
 async def test_an_idle_server_is_stopped(make: Make) -> None:
     async with registry_of(make(idle_stop_s=0.1)) as registry:
         await until_dead(int(await ask(registry)))
+
+
+async def test_a_stop_that_may_not_wait_kills_a_server_at_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_process, "GRACE", 600.0)
+    end_grace = EndGrace()
+    with trio.fail_after(20):
+        async with registry_of(make("stubborn"), end_grace=end_grace) as registry:
+            pid = int(await ask(registry))
+            end_grace.limit(0)
+    assert not is_alive(pid)
 
 
 @pytest.mark.parametrize("mode", ["stubborn", "parent"])

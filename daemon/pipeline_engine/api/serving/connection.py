@@ -45,6 +45,8 @@ class Connection:
         self._head_started: float | None = None
         self._body_wait = 0.0
         self._last_write = trio.current_time()
+        self._stall = trio.CancelScope()  # of the write that waits for the client …
+        self._stalled_since = self._last_write  # … since then
         self._is_tcp = self._socket.family != socket.AF_UNIX
         self._protocol: HttpProtocol | None = None
 
@@ -65,7 +67,11 @@ class Connection:
             self.abort()
 
     def stop(self) -> None:
-        """Ends an idle connection at once; one that serves a request ends with it (see `Service.stop`)."""
+        """Ends an idle connection at once; one that serves a request ends with it (see `Service.stop`).
+
+        Who has read nothing for as long as the grace by now will not do so within it either.
+        """
+        self._stall.deadline = min(self._stall.deadline, self._stalled_since + self._settings.grace_s)
         if self._protocol is None or self._protocol.stream is None:
             self._finish()
 
@@ -187,12 +193,13 @@ class Connection:
         left: Sequence[bytes | memoryview] = pieces
         # Without a checkpoint as long as the kernel has room, which it has for most answers: see Exchange.
         while left := self._send_now(left):
-            with trio.move_on_after(self._settings.write_stall_s) as stall:
+            self._stalled_since = now
+            with trio.move_on_after(self._settings.write_stall_s) as self._stall:
                 await trio.lowlevel.wait_writable(self._socket)
-            if stall.cancelled_caught:
-                logger.info("a client read nothing for %g s and was cut off", self._settings.write_stall_s)
-                raise ClientGoneError("the client does not read")
             now = trio.current_time()
+            if self._stall.cancelled_caught:
+                logger.info("a client read nothing for %g s and was cut off", now - self._stalled_since)
+                raise ClientGoneError("the client does not read")
         self._last_write = now
 
     def _send_now(self, pieces: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:

@@ -108,6 +108,23 @@ async def test_a_tool_has_its_grace_to_tidy_up(provider: LocalToolProvider, tmp_
     assert mark.read_text(encoding="utf-8") == "tidy\n"
 
 
+async def test_the_grace_of_tools_that_end_and_of_later_ones_can_be_cut_short(provider: LocalToolProvider) -> None:
+    async def cancelled() -> None:
+        with trio.CancelScope() as scope:
+            async with provider.stream(shell(f"trap '' TERM; echo begun; {SLEEP}", grace_s=600)) as lists:
+                await run_until("begun", lists)
+                scope.cancel()
+                await trio.sleep_forever()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancelled)
+            while not provider.end_grace.is_in_use:  # noqa: ASYNC110 - nobody else needs to know
+                await trio.sleep(0.01)
+            provider.end_grace.limit(0)
+        await cancelled()
+
+
 async def test_leaving_early_ends_the_tool(provider: LocalToolProvider) -> None:
     with trio.fail_after(8):
         async with provider.stream(shell(f"echo begun; {SLEEP}")) as lists:
