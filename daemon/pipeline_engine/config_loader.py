@@ -324,8 +324,7 @@ class _Loader:
             # systemd sets it for credentials of any kind, so the key need not be among them.
             name = "CREDENTIALS_DIRECTORY"
             file = Path(self.environ[name]) / "api_key"
-            # A unit without the credential has a blank one, as systemd takes a missing file for an error.
-            if not file.exists() or not file.read_bytes().strip():
+            if _is_blank(file):
                 return None
         else:
             return None
@@ -380,7 +379,20 @@ class _Loader:
         return path
 
     def _path(self, text: str, folder: Path) -> Path:
+        """Raises ValueError for what no system call takes."""
+        if "\0" in text:
+            raise ValueError("a path cannot hold a zero byte")
         return self._home() / text[2:] if text.startswith("~/") else folder / text
+
+
+def _is_blank(file: Path) -> bool:
+    """Whether there is no credential: a unit without it has a blank one, as systemd takes a missing file for an error."""
+    try:
+        return not file.read_bytes().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # which who needs it will be told
+        return False
 
 
 def _nested(values: Mapping[str, object]) -> dict[str, object]:

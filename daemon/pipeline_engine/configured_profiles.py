@@ -70,7 +70,8 @@ def read_profile(
 ) -> tuple[ProviderProfile, list[Problem], list[Problem]]:
     """The profile, what makes it unusable, and what the user should hear of.
 
-    `path` is where it stands in its file; `locate` turns a path that is written there into one that can be opened.
+    `path` is where it stands in its file; `locate` turns a path that is written there into one that can be opened, or
+    raises ValueError.
     """
     problems: list[Problem] = []
     warnings: list[Problem] = []
@@ -108,7 +109,7 @@ def read_profile(
     elif given.api_key_file is not None:
         try:
             key = read_key_file(locate(given.api_key_file))
-        except KeyFileError as exc:
+        except (KeyFileError, ValueError) as exc:
             problems.append(Problem(f"{path}.api_key_file", str(exc)))
     elif given.api_key_keyring is not None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline_engine.errors import DataDirectoryInUseError, StoreError
@@ -31,8 +31,9 @@ def hold_directory(directory: Path) -> Iterator[None]:
             by = f" by process {holder}" if holder else ""
             words = f"the data directory {directory} is in use{by}; stop it, or choose another with --data-dir"
             raise DataDirectoryInUseError(words) from exc
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # on a full disk; it is only for the message above
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)

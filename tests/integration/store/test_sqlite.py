@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import apsw
 import pytest
@@ -129,6 +131,15 @@ def test_one_process_holds_a_data_directory(tmp_path: Path) -> None:
         pass
     holder.stdin.close()
     holder.stdout.close()
+
+
+def test_a_data_directory_is_held_on_a_full_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    with hold_directory(tmp_path), pytest.raises(DataDirectoryInUseError), hold_directory(tmp_path):
+        pass
 
 
 def test_a_write_of_nothing_tells_whether_the_database_can_be_written(

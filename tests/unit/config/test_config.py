@@ -203,6 +203,13 @@ def test_a_file_that_was_named_must_be_there(home: Path) -> None:
         ('[[providers]]\nid = "x"\nkind = "openai"\n\n[[providers]]\nid = "x"\nkind = "image"\n', 6, "used twice"),
         ('[[providers]]\nid = "x"\nkind = "openai"\napi_key = "k"\napi_key_env = "K"\n', 5, "only one of api_key"),
         ('[[providers]]\nid = "x"\nkind = "openai"\napi_key_file = "none"\n', 4, "none cannot be read"),
+        (
+            '[[providers]]\nid = "x"\nkind = "openai"\napi_key_file = "k\\u0000"\n',
+            4,
+            "api_key_file: a path cannot hold a zero",
+        ),
+        ('\ndata_dir = "a\\u0000b"\n', 2, "data_dir: a path cannot hold a zero byte"),
+        ('\npipelines_dir = "a:b\\u0000"\n', 2, "pipelines_dir: a path cannot hold a zero byte"),
     ],
 )
 def test_a_mistake_in_a_file_is_refused_with_file_line_and_key(home: Path, text: str, line: int, words: str) -> None:

@@ -33,6 +33,13 @@ def test_the_api_key_comes_from_the_first_place_that_has_one(home: Path) -> None
     assert "from-variable" not in repr(config)
 
 
+def test_a_credential_that_cannot_be_read_is_refused(home: Path) -> None:
+    (home / "api_key").mkdir()
+    assert refusal(home, CREDENTIALS_DIRECTORY=str(home)) == (
+        f"environment: CREDENTIALS_DIRECTORY: {home}/api_key cannot be read: Is a directory"
+    )
+
+
 def test_an_empty_key_file_is_refused(home: Path) -> None:
     (home / "key").write_text("\n", encoding="utf-8")
     assert "is empty" in refusal(home, PIPELINE_ENGINE_API_KEY_FILE=str(home / "key"))
