@@ -6,8 +6,8 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 
 import trio
@@ -84,7 +84,7 @@ async def run_daemon(
     trio.lowlevel.add_instrument(loop_lag)
     api = Api(config=config, use_log_level=set_log_level, loop_lag=loop_lag)
     server_stops, server_stopped = trio.Event(), trio.Event()
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with _open_signals() as signals:
         # The addresses come first: a second daemon that is started by mistake must not wait for a store.
         async with (
             open_listeners(_own_addresses(config, supervision), passed=supervision.passed) as listeners,
@@ -177,6 +177,16 @@ def _announce(api: Api, local: LocalEngine, listeners: Sequence[trio.SocketListe
     for listener in listeners:
         log.info("listening on %s", describe_listener(listener))
     notifier.ready("running")
+
+
+@contextmanager
+def _open_signals() -> Iterator[AsyncIterator[int]]:
+    """The signals that say what to do. A hangup ends the daemon at no time: `main` blocks it until here."""
+    # Not ignored, which children would inherit, and which would take away one that waits.
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+        yield signals
 
 
 async def _heed_signals(

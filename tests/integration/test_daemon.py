@@ -311,6 +311,32 @@ def test_a_hangup_reads_the_configuration_again(daemon: Daemon) -> None:
     assert shown["limits.max_body_bytes"] == 32 * 1024 * 1024
 
 
+def test_hangups_at_the_start_do_not_end_it_and_none_is_lost(daemon: Daemon) -> None:
+    process = daemon.launch("serve")
+    blocked = f"/proc/{process.pid}/status"
+
+    def is_blocked() -> bool:
+        found = re.search(r"SigBlk:\s*(\w+)", Path(blocked).read_text(encoding="utf-8"))
+        assert found is not None
+        return bool(int(found[1], 16) & 1 << (signal.SIGHUP - 1))
+
+    daemon.until(is_blocked)
+    while is_blocked():
+        daemon.send(signal.SIGHUP)
+    daemon.until(lambda: "were read again" in daemon.text)
+    assert daemon.stop() == 0
+
+
+def test_tools_get_signals_as_they_are_by_default(daemon: Daemon) -> None:
+    tool = SLEEPER.replace('["sleep", "60"]', '["grep", "^Sig[BI]", "/proc/self/status"]')
+    daemon.config.write_text(tool, encoding="utf-8")
+    daemon.start("serve")
+    request = {"mode": "sync", "pipeline": {"type": "t.v1", "steps": [{**SLEEP, "export": True}]}}
+    [item] = daemon.client.post("/v1/jobs", json=request).json()["job"]["result"]["items"]
+    ignored = [int(line.split()[1], 16) & 1 << (signal.SIGHUP - 1) for line in item["data"]["text"].splitlines()]
+    assert ignored == [0, 0]
+
+
 def test_a_bad_definition_is_told_with_its_place_and_hides_no_other(daemon: Daemon) -> None:
     good = "type: good.v1\nsteps: [{id: a, kind: map, config: {map: identity}}]\n"
     (daemon.home / "pipelines" / "good.yaml").write_text(good, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import sys
 
 EXIT_USAGE = 2
@@ -12,6 +13,9 @@ EXIT_INTERRUPTED = 130
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its code."""
+    if sys.argv[1:2] in ([], ["serve"]):
+        # It would end a daemon that does not listen to it yet; it waits until that does.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     _open_closed_streams()
     try:
         _run()
