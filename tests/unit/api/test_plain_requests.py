@@ -23,6 +23,7 @@ def read_by_h11(data: bytes) -> PlainRequest:
     server.receive_data(data)
     request = server.next_event()
     assert isinstance(request, h11.Request)
+    assert not {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}, "refused after h11"
     body = b""
     while isinstance(event := server.next_event(), h11.Data):
         body += bytes(event.data)
@@ -73,6 +74,7 @@ def test_plain_requests_are_read_as_h11_reads_them(data: bytes) -> None:
         GET.replace(b"\r\n\r\n", b"\r\nUpgrade: websocket\r\n\r\n"),
         POST.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"),
         POST.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        POST.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: identity\r\n\r\n"),
         POST.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\n"),
         POST.replace(b"Length: 2", b"Length: +2"),
         POST.replace(b"Length: 2", b"Length: 2, 2"),

@@ -173,9 +173,16 @@ class HttpProtocol(H11Protocol):
             return Refusal(400, "invalid_request", "only HTTP/1.1 is spoken here")
         if request.method == b"CONNECT":
             return Refusal(400, "invalid_request", "this is not a proxy")
+        has_length = is_encoded = False
         for name, value in request.headers:
-            if name == b"content-length" and int(value) > self.max_body_bytes:
-                return self._too_large()
+            if name == b"content-length":
+                has_length = True
+                if int(value) > self.max_body_bytes:
+                    return self._too_large()
+            is_encoded = is_encoded or name == b"transfer-encoding"
+        if has_length and is_encoded:
+            # RFC 9112, 6.1: whoever stands between may have read another end of the request than we do.
+            return Refusal(400, "invalid_request", "a request has a content-length or a transfer-encoding, not both")
         return None
 
     def _too_large(self) -> Refusal:
