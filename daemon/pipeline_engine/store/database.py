@@ -14,6 +14,7 @@ import apsw
 from pipeline_engine.errors import StoreError, StoreFullError
 
 SCHEMA_VERSION = 2
+OLDEST_READABLE = 1  # what has changed since then is one index, which nothing needs that only reads jobs
 BUSY_TIMEOUT = 5000  # milliseconds: another process (a backup, a shell) may hold the write lock for a while
 
 #: What makes the next version of each earlier one.

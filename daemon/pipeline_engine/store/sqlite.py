@@ -30,7 +30,15 @@ from pipeline_engine.store.base import (
     RemoveDefinition,
     RemoveProfile,
 )
-from pipeline_engine.store.database import SCHEMA_VERSION, connect, keep_wal, make_private, mapped_errors, migrate
+from pipeline_engine.store.database import (
+    OLDEST_READABLE,
+    SCHEMA_VERSION,
+    connect,
+    keep_wal,
+    make_private,
+    mapped_errors,
+    migrate,
+)
 from pipeline_engine.store.wal import Wal
 
 CACHE_KIB = 8192  # KiB of page cache for the writer
@@ -60,14 +68,17 @@ def open_sqlite_store(path: Path, *, durability: Literal["normal", "full"] = "no
 def open_sqlite_store_to_read(path: Path) -> SqliteStore:
     """The store in an existing database file, which another process may be writing; nothing is changed.
 
-    Raises StoreError, also when there is no such file, or when its schema is not the present one.
+    Raises StoreError, also when there is no such file, or when its schema is one that cannot be read.
     """
     with mapped_errors():
         connection = connect(path, flags=apsw.SQLITE_OPEN_READONLY)
         version = connection.pragma("user_version")
-        if version != SCHEMA_VERSION:
+        if not OLDEST_READABLE <= version <= SCHEMA_VERSION:
             connection.close()
-            words = f"it is of schema {version}, not {SCHEMA_VERSION}; a daemon of this version brings it up to date"
+            hint = "a newer version made it"
+            if version < OLDEST_READABLE:
+                hint = "a daemon of this version brings it up to date"
+            words = f"it is of schema {version}, not {OLDEST_READABLE} to {SCHEMA_VERSION}; {hint}"
             raise StoreError(f"the database {path} cannot be read: {words}")
         return SqliteStore(path, connection)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import apsw
 import pytest
 
+from pipeline_engine.errors import StoreError
 from pipeline_engine.models import JobId, JobStatus
 from pipeline_engine.store.base import EventRecord, JobChange, JobFilter, NewJob
-from pipeline_engine.store.database import SCHEMA_VERSION
-from pipeline_engine.store.sqlite import open_sqlite_store
+from pipeline_engine.store.database import OLDEST_READABLE, SCHEMA_VERSION
+from pipeline_engine.store.sqlite import open_sqlite_store, open_sqlite_store_to_read
 
 # A copy of the schema of each version, as it was released: never changed, and one more with each migration.
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -47,6 +48,32 @@ def make_old(path: Path, version: int) -> None:
 
 def test_each_version_of_the_schema_has_its_copy() -> None:
     assert list(range(1, SCHEMA_VERSION + 1)) == VERSIONS
+
+
+@pytest.mark.parametrize("version", [version for version in VERSIONS if version >= OLDEST_READABLE])
+def test_an_old_database_can_be_read_as_it_is(tmp_path: Path, version: int) -> None:
+    make_old(tmp_path / "old.db", version)
+    before = schema_of(tmp_path / "old.db")
+    store = open_sqlite_store_to_read(tmp_path / "old.db")
+    # All that an export reads.
+    assert [summary.number for summary in store.list_jobs(JobFilter(labels={"k": "v"}))] == [1]
+    job_id = JobId("job_old")
+    record = store.get_job(job_id)
+    assert record is not None
+    assert [event.line for event in store.read_events(job_id)] == [b"one", b"two"]
+    assert (store.read_checkpoints(job_id), store.artifacts_of([job_id])) == ([], [])
+    store.close()
+    assert schema_of(tmp_path / "old.db") == before
+
+
+@pytest.mark.parametrize("version", [OLDEST_READABLE - 1, SCHEMA_VERSION + 1])
+def test_a_database_of_another_schema_is_not_read(tmp_path: Path, version: int) -> None:
+    make_old(tmp_path / "old.db", SCHEMA_VERSION)
+    connection = apsw.Connection(str(tmp_path / "old.db"))
+    connection.pragma("user_version", version)
+    connection.close()
+    with pytest.raises(StoreError, match=f"it is of schema {version}, not {OLDEST_READABLE} to {SCHEMA_VERSION}; a "):
+        open_sqlite_store_to_read(tmp_path / "old.db")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
