@@ -76,6 +76,7 @@ def _store_metrics(local: LocalEngine) -> Iterable[str]:
     yield _family("store_queue_operations", "gauge", "Changes that are not committed yet.", {"": operations})
     yield _family("store_queue_bytes", "gauge", "What changes that are not committed yet hold.", {"": size})
     yield _family("store_bytes", "gauge", "What the database holds.", {"": store.used_bytes})
+    yield _family("store_file_bytes", "gauge", "The size of the database's file.", {"": store.file_bytes})
     yield _family("store_wal_bytes", "gauge", "The size of the write-ahead log.", {"": store.wal_bytes})
 
 

@@ -278,6 +278,11 @@ class Store(Protocol):
         ...
 
     @property
+    def file_bytes(self) -> int:
+        """The size of the database's file, with what deleted jobs have left free in it; does not block."""
+        ...
+
+    @property
     def wal_bytes(self) -> int:
         """The size of the write-ahead log; does not block."""
         ...

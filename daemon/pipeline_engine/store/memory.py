@@ -241,6 +241,10 @@ class MemoryStore:
             return sum(len(event.line) for job in self._jobs.values() for event in job.events)
 
     @property
+    def file_bytes(self) -> int:
+        return 0
+
+    @property
     def wal_bytes(self) -> int:
         return 0
 

@@ -39,6 +39,7 @@ from pipeline_engine.store.database import (
     mapped_errors,
     migrate,
 )
+from pipeline_engine.store.free_pages import FreePages, make_shrinkable
 from pipeline_engine.store.wal import Wal
 
 CACHE_KIB = 8192  # KiB of page cache for the writer
@@ -57,6 +58,7 @@ def open_sqlite_store(path: Path, *, durability: Literal["normal", "full"] = "no
     make_private(path)
     with mapped_errors():
         writer = connect(path)
+        make_shrinkable(writer)  # before anything is written
         writer.pragma("journal_mode", "wal")
         writer.pragma("synchronous", "full" if durability == "full" else "normal")
         writer.pragma("cache_size", -CACHE_KIB)
@@ -95,6 +97,7 @@ class SqliteStore:
         self._used_bytes = self._measure()
         self._numbers: dict[JobId, int] = {}  # of jobs that are being written
         self._wal = Wal(path, writer)
+        self._free_pages = FreePages(writer)
         self._readers: list[apsw.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -118,7 +121,11 @@ class SqliteStore:
             self._used_bytes = self._measure()
 
     def rest(self) -> bool:
-        return self._wal.empty()
+        given_back, left = False, True
+        with suppress(apsw.Error):
+            given_back, left = self._free_pages.give_back()
+        # The file itself is cut only when the log goes into it.
+        return self._wal.empty(whatever_size=given_back) and not left
 
     def _apply(self, operations: Iterable[Operation]) -> int:
         """Returns how many operations there were."""
@@ -272,6 +279,13 @@ class SqliteStore:
     @property
     def used_bytes(self) -> int:
         return self._used_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        try:
+            return self._path.stat().st_size
+        except OSError:  # somebody has removed it
+            return 0
 
     @property
     def wal_bytes(self) -> int:

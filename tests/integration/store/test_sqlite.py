@@ -13,10 +13,11 @@ import pytest
 
 from pipeline_engine.errors import DataDirectoryInUseError, StoreError, StoreFullError
 from pipeline_engine.models import JobId, JobStatus
-from pipeline_engine.store.base import EventRecord, JobChange, NewJob
+from pipeline_engine.store import free_pages
+from pipeline_engine.store.base import DeleteJobs, EventRecord, JobChange, NewJob
 from pipeline_engine.store.database import SCHEMA_VERSION
 from pipeline_engine.store.lock import hold_directory
-from pipeline_engine.store.sqlite import open_sqlite_store
+from pipeline_engine.store.sqlite import SqliteStore, open_sqlite_store
 
 
 def new_job(name: str, line: bytes = b"{}\n") -> JobChange:
@@ -140,6 +141,44 @@ def test_a_data_directory_is_held_on_a_full_disk_too(tmp_path: Path, monkeypatch
     monkeypatch.setattr("os.pwrite", full)
     with hold_directory(tmp_path), pytest.raises(DataDirectoryInUseError), hold_directory(tmp_path):
         pass
+
+
+def fill_and_delete(store: SqliteStore) -> None:
+    jobs = [JobId(f"job_{number}") for number in range(30)]
+    for job_id in jobs:
+        store.write([new_job(job_id, b"x" * 300_000)])
+    store.write([DeleteJobs(jobs[:-1])])
+
+
+def test_the_file_shrinks_again_while_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(free_pages, "KEPT_PAGES", 20)
+    monkeypatch.setattr(free_pages, "STEP_PAGES", 500)
+    store = open_sqlite_store(tmp_path / "engine.db")
+    fill_and_delete(store)
+    store.rest()
+    sizes = [store.file_bytes]
+    while not store.rest():
+        sizes.append(store.file_bytes)
+    assert len(sizes) > 2
+    assert sizes == sorted(set(sizes), reverse=True)
+    assert store.file_bytes < 2 * store.used_bytes < 1_000_000
+    assert store._writer.pragma("integrity_check") == "ok"
+    assert [event.line for event in store.read_events(JobId("job_29"))] == [b"x" * 300_000]
+    store.close()
+
+
+def test_a_file_from_before_it_could_shrink_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(free_pages, "KEPT_PAGES", 20)
+    monkeypatch.setattr("pipeline_engine.store.sqlite.make_shrinkable", lambda _: None)
+    open_sqlite_store(tmp_path / "engine.db").close()
+    monkeypatch.undo()
+    store = open_sqlite_store(tmp_path / "engine.db")
+    fill_and_delete(store)
+    assert store.rest()
+    before = store.file_bytes
+    assert store.rest()
+    assert store.file_bytes == before > 8_000_000
+    store.close()
 
 
 def test_a_write_of_nothing_tells_whether_the_database_can_be_written(

@@ -84,6 +84,7 @@ async def test_prometheus_text_counts_jobs_and_followers(autojump_clock: MockClo
         assert values["store_commits_total"] == values["store_commit_seconds_count"] > 3
         assert values["store_commit_seconds_bucket{le=+Inf}"] == values["store_commit_seconds_count"]
         assert values["store_bytes"] > 0
+        assert values["store_file_bytes"] == 0
         assert (values["store_queue_operations"], values["store_queue_bytes"], values["store_wal_bytes"]) == (0, 0, 0)
 
 

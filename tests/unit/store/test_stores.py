@@ -265,6 +265,7 @@ def test_the_artifacts_of_some_jobs_and_those_that_any_has(store: Store) -> None
     assert store.artifacts_in_use() == {"1", "2", "3"}
 
 
-def test_the_write_ahead_log_has_a_size_where_there_is_one(store: Store) -> None:
+def test_the_files_have_a_size_where_there_are_any(store: Store) -> None:
     store.write([new_job("a")])
+    assert (store.file_bytes > 0) == store.blocks
     assert (store.wal_bytes > 0) == store.blocks
