@@ -210,6 +210,14 @@ def read_terminal(main: int) -> Iterator[bytes]:
     os.close(main)
 
 
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """Commands are started as from a terminal, though these tests may run under nohup, which all would inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def children_of(marker: str) -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
@@ -227,6 +235,7 @@ def wait_until(check: object, seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_cancels_the_job_and_leaves_nothing(home: Path, which: signal.Signals) -> None:
     marker = f"3600.{os.getpid()}{int(which)}"
@@ -251,6 +260,7 @@ def test_a_signal_cancels_the_job_and_leaves_nothing(home: Path, which: signal.S
     assert not list(home.glob("pipeline-engine-*"))
 
 
+@pytest.mark.usefixtures("hangups")
 def test_a_terminal_that_is_closed_cancels_the_job_and_leaves_nothing(home: Path) -> None:
     main, secondary = pty.openpty()
     script = f"trap 'touch {home}/asked; exit' TERM; touch {home}/started; while :; do sleep 0.05; done"
