@@ -27,7 +27,12 @@ TOLD_JOBS = 256  # for so many jobs a handler remembers that its traceback is in
 
 
 #: What of an item has parts that a handler could change, and how it gets its own.
-_COPIES: Mapping[str, Callable[[Any], Any]] = {"json": own_copy, "sources": OwnObjects, "options": own_copy}
+_COPIES: Mapping[str, Callable[[Any], Any]] = {
+    "json": own_copy,
+    "embedding": own_copy,
+    "sources": OwnObjects,
+    "options": own_copy,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +49,11 @@ class HandlerItem:
     index: int
     text: str
     json: Any
+    embedding: list[float] | None
     prompt: str
     label: str
     sources: list[dict[str, Any]]
     options: dict[str, Any]
-    embedding: list[float] | None = None
 
     def __post_init__(self) -> None:
         # Other steps, and the job's input, have the same values. Copied for each of many items they would cost far

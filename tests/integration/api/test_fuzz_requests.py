@@ -11,6 +11,7 @@ import random
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,7 @@ from pipeline_engine.listen_addresses import TcpAddress
 SEEDS = [int(seed) for seed in os.environ.get("FUZZ_SEEDS", "1,2,3").split(",")]
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "400"))
 CLIENTS = 40  # at a time
-PATIENCE_S = 0.2  # a client waits so long for more of an answer
+PATIENCE_S = 0.2  # a client waits so long for more of an answer, and longer where other answers take longer
 ANSWER_S = 5.0  # a client that asks properly has its answer in this time, whatever the others send
 
 METHODS = [
@@ -154,7 +155,16 @@ def make_app() -> QuartTrio:
     return app
 
 
-async def attack(port: int, requests: list[bytes], rng: random.Random, answers: list[bytes]) -> None:
+@dataclass(slots=True)
+class Patience:
+    """How long clients wait for more of an answer: for many things that they send none comes."""
+
+    seconds: float = PATIENCE_S
+
+
+async def attack(
+    port: int, requests: list[bytes], rng: random.Random, answers: list[bytes], patience: Patience
+) -> None:
     while requests:
         data = requests.pop()
         stream = await trio.open_tcp_stream("127.0.0.1", port)
@@ -166,7 +176,7 @@ async def attack(port: int, requests: list[bytes], rng: random.Random, answers: 
                     await stream.send_all(part)
                 if rng.random() < 0.2:
                     await stream.send_eof()
-                with trio.move_on_after(PATIENCE_S):
+                with trio.move_on_after(patience.seconds):
                     while part := await stream.receive_some(65_536):
                         answer += part
             except trio.BrokenResourceError:
@@ -190,16 +200,19 @@ async def ask_health(port: int) -> None:
 async def bombard(port: int, requests: list[bytes], rng: random.Random) -> list[bytes]:
     """What is answered to all these requests, while another client asks as one should."""
     answers: list[bytes] = []
+    patience = Patience()
 
     async def keep_asking() -> None:
         while requests:
+            began = trio.current_time()
             await ask_health(port)
+            patience.seconds = max(patience.seconds, 4 * (trio.current_time() - began))
             await trio.sleep(0.05)
 
     async with trio.open_nursery() as clients:
         clients.start_soon(keep_asking)
         for _ in range(CLIENTS):
-            clients.start_soon(attack, port, requests, rng, answers)
+            clients.start_soon(attack, port, requests, rng, answers, patience)
     await ask_health(port)
     return answers
 

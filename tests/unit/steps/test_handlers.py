@@ -46,6 +46,7 @@ def item(job_id: str = "job_1") -> HandlerItem:
         index=0,
         text="a text",
         json=None,
+        embedding=None,
         prompt="",
         label="",
         sources=[],
