@@ -85,7 +85,7 @@ async def slots(port: int) -> list[dict[str, Any]]:
 async def test_answers_stream_with_usage_and_finish_reason(model: Path) -> None:
     async with serving(profile(model, "tiny")) as providers:
         answer = await ask(providers, options={"max_tokens": 50, "ignore_eos": True, "temperature": 0})
-        assert len(answer.batches) > 1  # how many depends on how busy the machine is
+        assert sum(map(len, answer.batches)) > 10  # in how many batches they come depends on how busy the machine is
         assert len(answer.text.split()) > 10
         assert answer.completion.finish_reason == "length"
         assert answer.completion.usage is not None

@@ -222,7 +222,10 @@ async def test_nothing_is_left_of_a_server_that_will_not_go(
     async with registry_of(make(mode, env={"MARK": mark})) as registry:
         pid = int(await ask(registry))
     assert not is_alive(pid)
-    commands = [path.read_bytes() for path in processes()]
+    commands = []
+    for path in processes():
+        with suppress(OSError):  # others come and go
+            commands.append(path.read_bytes())
     assert not any(mark.encode() in command for command in commands)
 
 

@@ -56,8 +56,10 @@ async def test_an_escaped_process_does_not_hold_the_step(provider: LocalToolProv
         assert (await run(provider, shell(script))).text == "done\n"
         while not (survivors := processes(SLEEP)):  # noqa: ASYNC110 - the kernel has no event for that
             await trio.sleep(0.01)
-    for pid in survivors:
-        os.kill(pid, signal.SIGKILL)
+        for pid in survivors:
+            os.kill(pid, signal.SIGKILL)
+        while processes(SLEEP):  # noqa: ASYNC110
+            await trio.sleep(0.01)
 
 
 @pytest.mark.parametrize(
