@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 
 from pipeline_engine.errors import ErrorCode, StepError
-from pipeline_engine.steps.copies import OwnObjects, own_copy
 from pipeline_engine.steps.handler_threads import HandlerThreads
 
 log = logging.getLogger(__name__)
@@ -26,21 +25,13 @@ ENTRY_POINT_GROUP = "pipeline_engine.steps"
 TOLD_JOBS = 256  # for so many jobs a handler remembers that its traceback is in the log
 
 
-#: What of an item has parts that a handler could change, and how it gets its own.
-_COPIES: Mapping[str, Callable[[Any], Any]] = {
-    "json": own_copy,
-    "embedding": own_copy,
-    "sources": OwnObjects,
-    "options": own_copy,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerItem:
-    """What a handler gets: the item it works on, and what the job was given. All of it is the handler's own.
+    """What a handler gets: the item it works on, and what the job was given. It may change `json`, `embedding` and `options`.
 
     `text` and `json` are the item's (in single mode the texts of all inputs, joined by newlines), and so is `embedding`,
-    if it has one; `prompt` is the rendered user prompt; `sources` are `{kind, label, content, metadata}`.
+    if it has one; `prompt` is the rendered user prompt; `sources` are
+    `{kind, label, content, metadata}`, and what is changed in one is seen by the other items of the step alone.
     """
 
     job_id: str
@@ -54,20 +45,6 @@ class HandlerItem:
     label: str
     sources: list[dict[str, Any]]
     options: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        # Other steps, and the job's input, have the same values. Copied for each of many items they would cost far
-        # more than most handlers do, so that waits until the handler looks at them.
-        self.__dict__["_shared"] = {name: self.__dict__.pop(name) for name in _COPIES}
-
-    if not TYPE_CHECKING:  # that would take every name
-
-        def __getattr__(self, name: str) -> Any:
-            shared = self.__dict__.get("_shared", {})
-            if name not in shared:
-                raise AttributeError(f"a handler's item has no {name!r}")
-            value = self.__dict__[name] = _COPIES[name](shared[name])
-            return value
 
 
 #: A handler returns a text, any JSON value, or None to leave the item out. It may be async.
@@ -129,6 +106,15 @@ class Handlers:
         if not callable(function):
             raise StepError(ErrorCode.MISSING_DEPENDENCY, f"the handler {name!r} is not a function")
         return Handler(function, module)
+
+
+def own_copy(value: Any) -> Any:
+    """The JSON value with objects and lists of its own, for a handler that may change them."""
+    if isinstance(value, dict):
+        return {key: own_copy(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [own_copy(part) for part in value]
+    return value
 
 
 async def call_handler(

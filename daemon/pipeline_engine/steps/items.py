@@ -22,7 +22,7 @@ from pipeline_engine.providers.mime import sniff_mime
 from pipeline_engine.steps.artifacts import keep_artifact
 from pipeline_engine.steps.calls import Answer, ItemCalls
 from pipeline_engine.steps.context import JobContext
-from pipeline_engine.steps.handlers import HandlerItem, call_handler
+from pipeline_engine.steps.handlers import HandlerItem, call_handler, own_copy
 from pipeline_engine.steps.images import images_of
 from pipeline_engine.steps.prompts import Rendered, chat_call, item_scope, render_prompts, render_tool, with_turns
 from pipeline_engine.steps.schema_checks import find_faults
@@ -49,6 +49,8 @@ class ItemMaker:
         self._target: StepTarget | None = None
         if step.provider_profile_id is not None and not dry_run:
             self._target = StepTarget(context.services.registry, step, step.provider_profile_id)
+        #: The step's own. Thousands of items, each with a copy of thousands of sources, would take for ever.
+        self._handler_sources = own_copy(context.source_views) if step.config.handler is not None else []
         self._primary = context.graph.last_exported == step.id
 
     async def make(self, shards: Sequence[Shard]) -> list[ResultItem | None]:
@@ -204,12 +206,12 @@ class ItemMaker:
             shard_key=shard.key,
             index=shard.index,
             text=shard.text,
-            json=shard.json,
+            json=own_copy(shard.json),
+            embedding=None if shard.embedding is None else [*shard.embedding],
             prompt=rendered.user,
             label=shard.label,
-            sources=context.source_views,
-            options=context.input.options,
-            embedding=shard.embedding,
+            sources=[*self._handler_sources],
+            options=own_copy(context.input.options),
         )
         assert step.config.handler is not None  # pipeline.check
         handler = context.services.handlers.get(step.config.handler)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import logging
 
 import pytest
@@ -453,6 +455,7 @@ async def test_what_a_handler_changes_of_its_item_is_its_own(plain: bool) -> Non
         item.options["deep"]["list"].append(1)
         item.sources[0]["metadata"]["seen"] = True
         item.sources.append({})
+        assert json.loads(json.dumps(dataclasses.asdict(item)))["sources"] == item.sources
         return {"json": item.json, "options": item.options, "sources": item.sources}
 
     async def change_async(item: HandlerItem) -> object:
