@@ -141,7 +141,8 @@ def rerun_job(
             job_input = msgspec.to_builtins(parent.input)
             if given:
                 job_input["sources"] = msgspec.to_builtins(given)
-            job_input["options"] |= option_values(written, find_schema(client, parent.pipeline_type, written))
+            values = option_values(written, find_schema(client, parent.pipeline_type, written))
+            job_input["options"] = {**job_input.get("options", {}), **values}
         job = client.rerun_job(
             job_id,
             from_step_id=from_step_id,

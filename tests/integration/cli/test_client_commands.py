@@ -504,6 +504,9 @@ def test_a_rerun_has_the_input_of_its_parent_but_for_what_is_given(daemon: Daemo
     changed = rerun_input("-s", f"note:x={tmp_path / 'new'}")
     assert [source["label"] for source in changed["sources"]] == ["x"]
     assert changed["options"] == {"v": "1.0", "n": 1}
+    parent = ok_json(daemon, "submit", "echo.v1", *old)["job"]  # which has no options
+    assert rerun_input("-o", "n=2") == parent["input"] | {"options": {"n": 2}}
+    assert "options" not in rerun_input("-s", f"note:x={tmp_path / 'new'}")
     refused = call(daemon, "jobs", "rerun", parent["id"], "-o", "n=many")
     assert (refused.returncode, "'many' is not of type 'integer'" in refused.stderr) == (2, True)
 
