@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import copy
 import secrets
 import time
 from typing import Any
@@ -186,17 +185,8 @@ class Admission:
 
 
 def _with_defaults(job_input: JobInput, schema: dict[str, Any] | None) -> JobInput:
-    """With the `default` of each property that the schema itself has one for, and the options have not."""
-    properties = None if schema is None else schema.get("properties")
-    if not isinstance(properties, dict):
-        return job_input
-    options = dict(job_input.options)
-    for name, declared in properties.items():
-        if name not in options and isinstance(declared, dict) and "default" in declared:
-            options[name] = copy.deepcopy(
-                declared["default"]
-            )  # a handler of this job may change it, and not the next's
-    return msgspec.structs.replace(job_input, options=options)
+    missing = {name: value for name, value in _defaults(schema).items() if name not in job_input.options}
+    return msgspec.structs.replace(job_input, options={**job_input.options, **missing}) if missing else job_input
 
 
 def _requested(limits: Limits | None, own: Limits | None) -> Limits | None:
@@ -208,6 +198,27 @@ def _requested(limits: Limits | None, own: Limits | None) -> Limits | None:
         max_total_tokens=None if limits.max_total_tokens == own.max_total_tokens else limits.max_total_tokens,
     )
     return None if asked == Limits() else asked
+
+
+def without_defaults(job_input: JobInput, definition: PipelineDef) -> JobInput:
+    """Without the options that are as the definition has them by default: for a rerun, whose own may have others."""
+    defaults = _defaults(definition.options_schema)
+    options = {
+        name: value for name, value in job_input.options.items() if name not in defaults or value != defaults[name]
+    }
+    return msgspec.structs.replace(job_input, options=options)
+
+
+def _defaults(schema: dict[str, Any] | None) -> dict[str, Any]:
+    """The `default` of each property that the schema itself has one for."""
+    properties = None if schema is None else schema.get("properties")
+    if not isinstance(properties, dict):
+        return {}
+    return {
+        name: declared["default"]
+        for name, declared in properties.items()
+        if isinstance(declared, dict) and "default" in declared
+    }
 
 
 def _merged(asked: Limits | None, own: Limits | None) -> Limits | None:

@@ -182,11 +182,19 @@ def _announce(api: Api, local: LocalEngine, listeners: Sequence[trio.SocketListe
 @contextmanager
 def _open_signals() -> Iterator[AsyncIterator[int]]:
     """The signals that say what to do. A hangup ends the daemon at no time: `main` blocks it until here."""
-    # Not ignored, which children would inherit, and which would take away one that waits.
-    signal.signal(signal.SIGHUP, lambda *_: None)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        yield signals
+    heeded = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    for number in heeded:
+        # What the receiver has not told when it closes comes once more, to a daemon that has stopped already. Not ignored,
+        # which children would inherit, and which would take away a hangup that waits.
+        signal.signal(number, lambda *_: None)
+    try:
+        with trio.open_signal_receiver(*heeded) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            yield signals
+    finally:
+        # Other handlers Python takes away while it ends: one more signal would then make that a kill.
+        for number in heeded:
+            signal.signal(number, signal.SIG_IGN)
 
 
 async def _heed_signals(

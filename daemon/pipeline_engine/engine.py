@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import trio
 
-from pipeline_engine.admission import Admission
+from pipeline_engine.admission import Admission, without_defaults
 from pipeline_engine.decoding import from_stored_json, to_stored_json
 from pipeline_engine.errors import (
     ConflictError,
@@ -309,7 +309,7 @@ class Engine:
             definition, inline = self.admission.definition_of(asked), asked.pipeline is not None
         elif not inline and request.pipeline == "latest":
             definition = self.admission.pipelines.find(parent.job.pipeline_type).definition
-        job_input = request.override_input or parent.job_input
+        job_input = request.override_input or without_defaults(parent.job_input, parent.definition)
         inherited_from = parent_id if request.override_input is None else None
         path = "override_input" if asked is None else "input"
         job_input = await self.admission.complete_input(definition, job_input, path=path, inherited_from=inherited_from)

@@ -327,6 +327,29 @@ def test_hangups_at_the_start_do_not_end_it_and_none_is_lost(daemon: Daemon) -> 
     assert daemon.stop() == 0
 
 
+def test_signals_until_it_is_gone_do_not_make_a_clean_stop_another_end(daemon: Daemon) -> None:
+    process = daemon.start("serve").process
+    assert process is not None
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0, daemon.text
+
+
+def test_what_handlers_print_in_a_daemon_without_a_standard_output_goes_nowhere(daemon: Daemon) -> None:
+    code = (
+        "import os\n\ndef talk(item):\n    print('x' * 20000, flush=True)\n    os.write(1, b'y')\n    return 'made'\n"
+    )
+    (daemon.home / "hh.py").write_text(code, encoding="utf-8")
+    daemon.config.write_text('[handlers]\ntalk = "hh:talk"\n', encoding="utf-8")
+    daemon.variables["PYTHONPATH"] = str(daemon.home)
+    daemon.command = ["sh", "-c", 'exec "$@" >&-', "sh", *daemon.command]
+    daemon.start("serve")
+    step = {"id": "a", "kind": "custom", "config": {"handler": "talk"}, "export": True}
+    request = {"mode": "sync", "pipeline": {"type": "t.v1", "steps": [step]}}
+    [item] = daemon.client.post("/v1/jobs", json=request).json()["job"]["result"]["items"]
+    assert item["data"]["text"] == "made"
+
+
 def test_tools_get_signals_as_they_are_by_default(daemon: Daemon) -> None:
     tool = SLEEPER.replace('["sleep", "60"]', '["grep", "^Sig[BI]", "/proc/self/status"]')
     daemon.config.write_text(tool, encoding="utf-8")

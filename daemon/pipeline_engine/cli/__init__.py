@@ -13,10 +13,11 @@ EXIT_INTERRUPTED = 130
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its code."""
-    if sys.argv[1:2] in ([], ["serve"]):
+    serves = sys.argv[1:2] in ([], ["serve"])
+    if serves:
         # It would end a daemon that does not listen to it yet; it waits until that does.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    _open_closed_streams()
+    _open_closed_streams(needs_stdout=not serves)
     try:
         _run()
     except KeyboardInterrupt:  # at any moment, also while a command is being imported
@@ -24,13 +25,14 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _open_closed_streams() -> None:
+def _open_closed_streams(*, needs_stdout: bool) -> None:
     """Let no file that is opened take the place of a standard stream that was closed (`>&-`).
 
     Its use fails with EBADF, as it would in other programs: no output must get lost, and no input be empty. What goes to
-    standard error is lost alone.
+    standard error is lost alone, and what goes to the standard output of a daemon, which has no results there.
     """
-    for name, mode, flags in (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
+    stdout = os.O_RDONLY if needs_stdout else os.O_WRONLY
+    for name, mode, flags in (("stdin", "r", os.O_WRONLY), ("stdout", "w", stdout), ("stderr", "w", os.O_WRONLY)):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode, encoding="utf-8"))
 

@@ -167,6 +167,34 @@ async def test_a_rerun_gets_the_defaults_of_options_that_the_definition_has_got_
         assert [call.messages[-1].content for call in registry.calls] == ["none", "warm", "none"]
 
 
+async def test_a_rerun_has_the_defaults_of_its_own_definition_and_what_was_asked_for(
+    autojump_clock: MockClock,
+) -> None:
+    definition = {"type": "p.v1", "steps": [llm("a")]}
+
+    def schema(name: str, default: str) -> Json:
+        properties = {name: {"default": default}, "tone": {"default": "plain"}}
+        return {"additionalProperties": False, "properties": properties}
+
+    async with open_setting() as setting:
+
+        async def options_of(job: Job) -> dict[str, Any]:
+            done = await setting.engine.wait(job.id)
+            assert done.input is not None
+            return done.input.options
+
+        setting.pipelines.put(decode({**definition, "options_schema": schema("language", "en")}, PipelineDef))
+        request = {"pipeline_type": "p.v1", "input": {"options": {"tone": "warm"}}}
+        parent = await setting.engine.submit(decode(request, JobRequest))
+        assert await options_of(parent) == {"language": "en", "tone": "warm"}
+        for name, default in (("language", "de"), ("lang", "en")):
+            setting.pipelines.put(decode({**definition, "options_schema": schema(name, default)}, PipelineDef))
+            again = await setting.engine.rerun(parent.id, RerunRequest())
+            assert await options_of(again) == {name: default, "tone": "warm"}
+        same = await setting.engine.rerun(parent.id, decode({"pipeline": "same"}, RerunRequest))
+        assert await options_of(same) == {"language": "en", "tone": "warm"}
+
+
 async def test_a_rerun_with_other_input_and_without_reuse(autojump_clock: MockClock) -> None:
     registry = rerun_registry()
     async with open_setting(registry=registry) as setting:

@@ -100,4 +100,4 @@ def test_much_work_is_not_light(value: object, schema: object) -> None:
 def test_telling_takes_no_longer_than_a_light_check(schema: object) -> None:
     began = time.process_time()
     assert not is_light(1, schema)
-    assert time.process_time() - began < 0.1
+    assert time.process_time() - began < 1  # seconds; some of these would take for ever
