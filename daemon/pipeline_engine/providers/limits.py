@@ -225,6 +225,11 @@ class ProfileLimits:
         for override, limiter in self._overridden.items():
             limiter.change(override.over(settings))
 
+    def lift(self) -> None:
+        """No limits until the next change, not even those of overrides."""
+        for limiter in self._all():
+            limiter.change(NO_LIMITS)
+
     @property
     def is_idle(self) -> bool:
         return all(limiter.is_idle for limiter in self._all())

@@ -22,7 +22,7 @@ from pipeline_engine.providers.call_stats import CallStats
 from pipeline_engine.providers.failures import redact
 from pipeline_engine.providers.hints import add_hint
 from pipeline_engine.providers.image import ImageProvider
-from pipeline_engine.providers.limits import NO_LIMITS, Permit, ProfileLimits
+from pipeline_engine.providers.limits import Permit, ProfileLimits
 from pipeline_engine.providers.managed import ModelServer, ModelServers, open_model_servers
 from pipeline_engine.providers.model_lists import fetch_models
 from pipeline_engine.providers.ollama import OllamaProvider
@@ -115,7 +115,7 @@ class ProviderRegistry:
         """
         self._retire(profile_id)
         if profile_id in self._limits:
-            self._limits[profile_id].change(NO_LIMITS)  # what waits hears of it now
+            self._limits[profile_id].lift()  # what waits hears of it now
         self._limits = {
             key: limits for key, limits in self._limits.items() if key in self._entries or not limits.is_idle
         }

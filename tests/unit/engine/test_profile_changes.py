@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import trio
 from tests.engine_setting import Script, ScriptedRegistry, fake_profile, llm, open_setting
 from trio.testing import MockClock
@@ -83,10 +84,15 @@ async def test_what_has_not_begun_goes_by_the_profile_in_force(autojump_clock: M
         assert [item.data["model"] for item in job.result.items] == ["old", "new", "new"]
 
 
-async def test_what_waits_for_a_profile_that_is_removed_fails_at_once(autojump_clock: MockClock) -> None:
-    registry = slow(requests_per_minute=1)
+@pytest.mark.parametrize(("of_profile", "of_step"), [(1, None), (None, 1), (5, 1)])
+async def test_what_waits_for_a_profile_that_is_removed_fails_at_once(
+    of_profile: int | None, of_step: int | None, autojump_clock: MockClock
+) -> None:
+    registry = slow(requests_per_minute=of_profile)
+    override = {"default_model": "slow", "requests_per_minute": of_step}
+    step = llm("a", mode="fanout", on_item_error="skip", provider_override=override)
     async with open_setting(registry=registry) as setting:
-        job = await setting.submit([llm("a", "slow", mode="fanout", on_item_error="skip")], ["x", "y"])
+        job = await setting.submit([step], ["x", "y"])
         await trio.sleep(1)
         registry.remove("fake")
         began = trio.current_time()
@@ -99,6 +105,21 @@ async def test_what_waits_for_a_profile_that_is_removed_fails_at_once(autojump_c
         [error] = execution.errors
         assert error.message == "there is no provider profile 'fake'"
         assert "attempt" not in error.details
+
+
+async def test_a_profile_that_is_put_again_has_the_limits_of_its_steps_again(autojump_clock: MockClock) -> None:
+    registry = slow()
+    override = {"default_model": "slow", "max_concurrency": 1}
+    step = llm("a", mode="fanout", provider_override=override)
+    async with open_setting(registry=registry) as setting:
+        await setting.submit([step], ["x"])
+        await trio.sleep(1)
+        registry.remove("fake")
+        await trio.sleep(1)
+        registry.put(fake_profile())
+        job = await setting.submit([step], ["y", "z"])
+        assert (await setting.engine.wait(job.id)).status is JobStatus.SUCCEEDED
+        assert (len(registry.calls), registry.most_under_way) == (3, 1)
 
 
 async def test_headers_of_a_step_do_not_follow_its_profile_to_another_server(autojump_clock: MockClock) -> None:
