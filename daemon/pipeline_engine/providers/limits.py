@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict, deque
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from itertools import chain
 
 import trio
 
@@ -38,6 +39,7 @@ class _Start:
 
     time: float
     amount: int
+    override: LimitSettings
 
 
 @dataclass(eq=False, slots=True)
@@ -45,6 +47,7 @@ class Permit:
     """The right to make one call. Who holds it says how the call ended, before giving it back."""
 
     tokens: int
+    override: LimitSettings = NO_LIMITS
     epoch: int = 0
     started: _Start | None = None
     tokens_used: int | None = None
@@ -55,10 +58,10 @@ class Permit:
 class _Waiter:
     """One who wants a permit, and then has it: the context manager that `permit` gives."""
 
-    __slots__ = ("_limiter", "_timer", "_woken", "granted", "job_id", "permit")
+    __slots__ = ("_timer", "_woken", "granted", "job_id", "limiter", "permit")
 
     def __init__(self, limiter: ProviderLimiter, job_id: str, permit: Permit) -> None:
-        self._limiter = limiter
+        self.limiter = limiter
         self._woken: trio.Event | None = None
         self._timer: trio.CancelScope | None = None
         self.job_id = job_id
@@ -67,26 +70,26 @@ class _Waiter:
 
     async def __aenter__(self) -> Permit:
         await trio.lowlevel.checkpoint_if_cancelled()  # a permit that is there at once costs no turn of the event loop
-        self._limiter.enqueue(self)
+        self.limiter.enqueue(self)
         try:
             if not self.granted:
                 await self._wait()
         except BaseException:
             if self.granted:
-                self._limiter.give_back(self.permit)
+                self.limiter.give_back(self)
             else:
-                self._limiter.withdraw(self)
+                self.limiter.withdraw(self)
             raise
         return self.permit
 
     async def __aexit__(self, *_: object) -> None:
-        self._limiter.give_back(self.permit)
+        self.limiter.give_back(self)
 
     async def _wait(self) -> None:
         self._woken = trio.Event()
         while not self.granted:
             with trio.CancelScope() as self._timer:
-                self._limiter.grant()
+                self.limiter.grant()
                 await self._woken.wait()
 
     def grant(self) -> None:
@@ -111,7 +114,7 @@ class ProviderLimiter:
         self._max = _concurrency_of(settings)
         self._limit = self._max
         self._epoch = 0
-        self._in_flight = 0
+        self._running: set[_Waiter] = set()
         self._queues: OrderedDict[str, deque[_Waiter]] = OrderedDict()
         self._requests = _Minute(settings.requests_per_minute)
         self._tokens = _Minute(settings.tokens_per_minute)
@@ -129,12 +132,12 @@ class ProviderLimiter:
     def is_idle(self) -> bool:
         """Whether nothing runs, waits, or counts in the minute: a new limiter would be as good."""
         now = trio.current_time()
-        return not (self._in_flight or self._queues or self._requests.holds(now) or self._tokens.holds(now))
+        return not (self._running or self._queues or self._requests.holds(now) or self._tokens.holds(now))
 
     @property
     def in_flight(self) -> int:
         """How many permits are out."""
-        return self._in_flight
+        return len(self._running)
 
     @property
     def waiting(self) -> int:
@@ -145,9 +148,35 @@ class ProviderLimiter:
         """How many calls may run at once now: at most `max_concurrency`, less after a 429."""
         return max(1, math.floor(self._limit)) if math.isfinite(self._limit) else math.inf
 
-    def permit(self, *, job_id: str, tokens: int = 0) -> AbstractAsyncContextManager[Permit]:
+    def permit(
+        self, *, job_id: str, tokens: int = 0, override: LimitSettings = NO_LIMITS
+    ) -> AbstractAsyncContextManager[Permit]:
         """Wait for the right to make one call of about that many tokens, and have it in the block."""
-        return _Waiter(self, job_id, Permit(tokens))
+        return _Waiter(self, job_id, Permit(tokens, override))
+
+    def overrides(self) -> set[LimitSettings]:
+        """Those of the calls that run, wait, or count in the minute."""
+        waiters = chain(self._running, *self._queues.values())
+        return {waiter.permit.override for waiter in waiters} | self._requests.overrides() | self._tokens.overrides()
+
+    def hand_over(self, override: LimitSettings, other: ProviderLimiter) -> None:
+        """Let another go on with the calls of this override as if they had always been there; then change both."""
+        for waiter in [waiter for waiter in self._running if waiter.permit.override == override]:
+            self._running.remove(waiter)
+            other._running.add(waiter)
+            waiter.limiter = other
+            waiter.permit.epoch = other._epoch
+        for job_id, queue in list(self._queues.items()):
+            for waiter in [waiter for waiter in queue if waiter.permit.override == override]:
+                queue.remove(waiter)
+                other._queues.setdefault(job_id, deque()).append(waiter)
+                waiter.limiter = other
+            if not queue:
+                del self._queues[job_id]
+        self._requests.hand_over(override, other._requests)
+        self._tokens.hand_over(override, other._tokens)
+        if self._limit < self._max:  # the server has said that these calls were too many
+            other._limit = min(self._limit, other._limit)
 
     # for the waiters
 
@@ -163,8 +192,9 @@ class ProviderLimiter:
         # It may have been the head, and the timekeeper of all others.
         self.grant()
 
-    def give_back(self, permit: Permit) -> None:
-        self._in_flight -= 1
+    def give_back(self, waiter: _Waiter) -> None:
+        self._running.remove(waiter)
+        permit = waiter.permit
         # One overload refuses many calls at once: only calls that began after the last halving may halve again.
         if permit.rate_limited and permit.epoch == self._epoch and math.isfinite(self._limit):
             self._limit = max(1.0, self.concurrency / 2)
@@ -177,7 +207,7 @@ class ProviderLimiter:
 
     def grant(self) -> None:
         """Give permits to those whose turn it is."""
-        while self._queues and self._in_flight < self.concurrency:
+        while self._queues and len(self._running) < self.concurrency:
             job_id, queue = next(iter(self._queues.items()))
             head = queue[0]
             now = trio.current_time()
@@ -190,9 +220,9 @@ class ProviderLimiter:
                 self._queues.move_to_end(job_id)
             else:
                 del self._queues[job_id]
-            self._in_flight += 1
-            self._requests.add(1, now)
-            head.permit.started = self._tokens.add(head.permit.tokens, now)
+            self._running.add(head)
+            self._requests.add(1, now, head.permit.override)
+            head.permit.started = self._tokens.add(head.permit.tokens, now, head.permit.override)
             head.permit.epoch = self._epoch
             head.grant()
 
@@ -208,19 +238,32 @@ class ProfileLimits:
         self.own = ProviderLimiter(settings)
         self._overridden: dict[LimitSettings, ProviderLimiter] = {}
 
+    def permit(
+        self, *, job_id: str, tokens: int = 0, override: LimitSettings = NO_LIMITS
+    ) -> AbstractAsyncContextManager[Permit]:
+        """As a limiter's, of that which calls with this override have, whatever the profile comes to say."""
+        return self.get(override).permit(job_id=job_id, tokens=tokens, override=override)
+
     def get(self, override: LimitSettings) -> ProviderLimiter:
         """The limiter of calls with this override, in which None is what the profile says."""
-        if override == NO_LIMITS or (settings := override.over(self._settings)) == self._settings:
+        if self._changes_nothing(override):
             return self.own
         limiter = self._overridden.get(override)
         if limiter is None:
             self._overridden = {key: kept for key, kept in self._overridden.items() if not kept.is_idle}
-            limiter = self._overridden[override] = ProviderLimiter(settings)
+            limiter = self._overridden[override] = ProviderLimiter(override.over(self._settings))
         return limiter
 
     def change(self, settings: LimitSettings) -> None:
-        """The profile says something else now."""
+        """The profile says something else now: each call goes on in the limiter that is now the one of its override."""
         self._settings = settings
+        for override in self.own.overrides():
+            if not self._changes_nothing(override):
+                self.own.hand_over(override, self.get(override))
+        for override, limiter in list(self._overridden.items()):
+            if self._changes_nothing(override):
+                limiter.hand_over(override, self.own)
+                del self._overridden[override]
         self.own.change(settings)
         for override, limiter in self._overridden.items():
             limiter.change(override.over(settings))
@@ -241,6 +284,9 @@ class ProfileLimits:
     @property
     def waiting(self) -> int:
         return sum(limiter.waiting for limiter in self._all())
+
+    def _changes_nothing(self, override: LimitSettings) -> bool:
+        return override == NO_LIMITS or override.over(self._settings) == self._settings
 
     def _all(self) -> list[ProviderLimiter]:
         return [self.own, *self._overridden.values()]
@@ -275,8 +321,8 @@ class _Minute:
             earliest = start.time + WINDOW
         return earliest
 
-    def add(self, amount: int, now: float) -> _Start:
-        start = _Start(now, amount)
+    def add(self, amount: int, now: float, override: LimitSettings) -> _Start:
+        start = _Start(now, amount, override)
         if self.limit is not None:
             self._starts.append(start)
             self._used += amount
@@ -287,6 +333,19 @@ class _Minute:
         if start in self._starts:
             self._used += amount - start.amount
             start.amount = amount
+
+    def overrides(self) -> set[LimitSettings]:
+        return {start.override for start in self._starts}
+
+    def hand_over(self, override: LimitSettings, other: _Minute) -> None:
+        """Let what calls of this override began count in another."""
+        going = [start for start in self._starts if start.override == override]
+        other._set_starts([*other._starts, *going])
+        self._set_starts([start for start in self._starts if start.override != override])
+
+    def _set_starts(self, starts: list[_Start]) -> None:
+        self._starts = deque(sorted(starts, key=lambda start: start.time))
+        self._used = sum(start.amount for start in starts)
 
     def holds(self, now: float) -> bool:
         """Whether anything still counts."""

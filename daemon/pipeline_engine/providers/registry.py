@@ -160,8 +160,8 @@ class ProviderRegistry:
         The iterator yields what arrived together, the Completion last. Raises ProviderError (StepError for tools).
         """
         self._provider_of(call)  # there is no use in waiting for what cannot be done
-        limiter = self._limits_of(call.target.profile_id).get(call.target.limits)
-        async with limiter.permit(job_id=job_id, tokens=_estimated_tokens(call)) as permit:
+        limits, override = self._limits_of(call.target.profile_id), call.target.limits
+        async with limits.permit(job_id=job_id, tokens=_estimated_tokens(call), override=override) as permit:
             if begin is not None:
                 call = await begin(call)
             # The profile may have been replaced meanwhile.

@@ -122,6 +122,20 @@ async def test_a_profile_that_is_put_again_has_the_limits_of_its_steps_again(aut
         assert (len(registry.calls), registry.most_under_way) == (3, 1)
 
 
+async def test_limits_of_a_step_that_are_also_the_profiles_stay_when_the_profile_changes(
+    autojump_clock: MockClock,
+) -> None:
+    registry = slow(max_concurrency=2)
+    override = {"default_model": "slow", "max_concurrency": 2}
+    step = llm("a", mode="fanout", max_concurrency=8, provider_override=override)
+    async with open_setting(registry=registry) as setting:
+        job = await setting.submit([step], list("abcdefgh"))
+        await trio.sleep(1)
+        registry.put(fake_profile(max_concurrency=30))
+        assert (await setting.engine.wait(job.id)).status is JobStatus.SUCCEEDED
+        assert (len(registry.calls), registry.most_under_way) == (8, 2)
+
+
 async def test_headers_of_a_step_do_not_follow_its_profile_to_another_server(autojump_clock: MockClock) -> None:
     registry = slow(max_concurrency=1)
     override = {"default_model": "slow", "headers": {"x-key": "secret"}}

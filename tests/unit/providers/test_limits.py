@@ -12,20 +12,28 @@ from pipeline_engine.providers.limits import NO_LIMITS, LimitSettings, ProfileLi
 class Calls:
     """Starts calls and notes in which order, and when, they got their permits."""
 
-    def __init__(self, limiter: ProviderLimiter, nursery: trio.Nursery) -> None:
-        self.limiter = limiter
+    def __init__(self, limits: ProviderLimiter | ProfileLimits, nursery: trio.Nursery) -> None:
+        self.limits = limits
         self.nursery = nursery
         self.order: list[str] = []
         self.times: list[float] = []
         self.ends: dict[str, trio.Event] = {}
 
-    def start(self, name: str, *, job: str = "job", tokens: int = 0, outcome: str = "succeeded") -> trio.CancelScope:
+    def start(
+        self,
+        name: str,
+        *,
+        job: str = "job",
+        tokens: int = 0,
+        outcome: str = "succeeded",
+        override: LimitSettings = NO_LIMITS,
+    ) -> trio.CancelScope:
         scope = trio.CancelScope()
         self.ends[name] = trio.Event()
 
         async def call() -> None:
             with scope:
-                async with self.limiter.permit(job_id=job, tokens=tokens) as permit:
+                async with self.limits.permit(job_id=job, tokens=tokens, override=override) as permit:
                     self.order.append(name)
                     self.times.append(trio.current_time())
                     await self.ends[name].wait()
@@ -225,15 +233,93 @@ async def test_overrides_have_limits_of_their_own_where_they_say_something_else(
     one = LimitSettings(max_concurrency=1)
     assert limits.get(NO_LIMITS) is limits.get(LimitSettings(max_concurrency=4)) is limits.own
     assert limits.get(one) is limits.get(LimitSettings(max_concurrency=1)) is not limits.own
-    async with limits.get(one).permit(job_id="a"):
+    async with limits.permit(job_id="a", override=one):
         kept = limits.get(one)
         limits.change(LimitSettings(max_concurrency=8, requests_per_minute=1))
         limits.get(LimitSettings(max_concurrency=2))
         assert limits.get(one) is kept
         assert (kept.concurrency, limits.own.concurrency, limits.in_flight) == (1, 8, 1)
         with trio.move_on_after(50):
-            async with limits.get(one).permit(job_id="b"):
+            async with limits.permit(job_id="b", override=one):
                 raise AssertionError("it is one a minute")
     assert not limits.is_idle
     await trio.sleep(61)
     assert limits.is_idle
+
+
+async def test_an_override_that_says_what_the_profile_says_shares_its_limits_until_either_changes(
+    nursery: trio.Nursery,
+) -> None:
+    limits = ProfileLimits(LimitSettings(max_concurrency=2))
+    two = LimitSettings(max_concurrency=2)
+    calls = Calls(limits, nursery)
+    for name in "abcd":
+        calls.start(f"{name}1")
+        await wait_all_tasks_blocked()
+        calls.start(f"{name}2", override=two)
+        await wait_all_tasks_blocked()
+    assert calls.order == ["a1", "a2"]
+    limits.change(LimitSettings(max_concurrency=3))
+    await wait_all_tasks_blocked()
+    assert set(calls.order[2:]) == {"b1", "c1", "b2"}
+    assert (limits.own.in_flight, limits.get(two).in_flight, limits.waiting) == (3, 2, 3)
+    limits.change(two)
+    await calls.settle("a1", "a2", "b1")
+    assert (limits.get(two) is limits.own, limits.in_flight, limits.waiting) == (True, 2, 3)
+    limits.change(NO_LIMITS)
+    await calls.settle("d1", "b2", "c1")
+    assert (limits.own.in_flight, limits.get(two).in_flight) == (0, 2)
+    await calls.settle("c2", "d2")
+    assert (len(calls.order), limits.is_idle) == (8, True)
+
+
+async def test_a_waiter_that_went_to_another_limiter_can_be_cancelled(nursery: trio.Nursery) -> None:
+    limits = ProfileLimits(LimitSettings(max_concurrency=1))
+    one = LimitSettings(max_concurrency=1)
+    calls = Calls(limits, nursery)
+    calls.start("a", override=one)
+    await wait_all_tasks_blocked()
+    scope = calls.start("b", override=one)
+    calls.start("c", override=one)
+    await wait_all_tasks_blocked()
+    limits.change(NO_LIMITS)
+    scope.cancel()
+    await wait_all_tasks_blocked()
+    assert (calls.order, limits.waiting) == (["a"], 1)
+    await calls.settle("a", "c")
+    assert (calls.order, limits.is_idle) == (["a", "c"], True)
+
+
+async def test_minutes_go_with_the_calls_of_an_override(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    limits = ProfileLimits(LimitSettings(requests_per_minute=3))
+    three = LimitSettings(requests_per_minute=3)
+    calls = Calls(limits, nursery)
+    begin = trio.current_time()
+    for n, override in enumerate([three, three, NO_LIMITS, three, three, NO_LIMITS]):
+        calls.start(f"c{n}", job="a" if override == three else "b", override=override)
+        calls.ends[f"c{n}"].set()
+        await trio.sleep(1)
+    limits.change(LimitSettings(requests_per_minute=1))
+    await trio.sleep(4)
+    limits.change(three)
+    await trio.sleep(100)
+    assert list(zip(calls.order, (round(time - begin) for time in calls.times), strict=True)) == [
+        ("c0", 0),
+        ("c1", 1),
+        ("c2", 2),
+        ("c3", 6),  # the override has room for it, the profile has none
+        ("c5", 61),  # there are four in the minute before
+        ("c4", 62),
+    ]
+
+
+async def test_a_concurrency_that_a_429_has_halved_is_that_of_an_override_too(nursery: trio.Nursery) -> None:
+    eight = LimitSettings(max_concurrency=8)
+    limits = ProfileLimits(eight)
+    async with limits.permit(job_id="a") as permit:
+        permit.rate_limited = True
+    async with limits.permit(job_id="a", override=eight):
+        limits.change(NO_LIMITS)
+        assert (limits.own.concurrency, limits.get(eight).concurrency) == (float("inf"), 4)
+        limits.change(eight)
+        assert limits.own.concurrency == 4
