@@ -211,9 +211,9 @@ async def _heed_signals(
 async def _reload_on_request(reloader: Reloader, requests: trio.MemoryReceiveChannel[None], notifier: Notifier) -> None:
     async for _ in requests:
         notifier.reloading()
-        await reloader.reload()
+        is_good = await reloader.reload(asked=True)
         notifier.ready("running")
-        log.info("the configuration and the definitions were read again")
+        log.info("%s were read again", "the configuration and the definitions" if is_good else "the definitions")
 
 
 async def _feed_watchdog(notifier: Notifier, writer: StoreWriter, interval_s: float) -> None:

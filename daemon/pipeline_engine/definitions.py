@@ -437,7 +437,9 @@ def load_directories(paths: Iterable[Path], *, checker: DefinitionChecker) -> Lo
 
 def _is_definition_file(entry: Path) -> bool:
     # Editors keep their temporary files beside, hidden; reading a fifo would wait for ever.
-    return entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".") and entry.is_file()
+    # A link that leads nowhere is a file that cannot be read: it may lead somewhere again.
+    is_file = entry.is_file() or (entry.is_symlink() and not entry.exists())
+    return is_file and entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".")
 
 
 def _refuse_known_types(loaded: list[LoadedDefinition], known: dict[str, LoadedDefinition]) -> None:

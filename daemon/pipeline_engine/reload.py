@@ -53,28 +53,36 @@ class Reloader:
         self._definitions: dict[str, LoadedDefinition] = {}
         self._told: dict[Path, str] = {}
         self._complaint = ""  # of the configuration, as the log has it
+        self._refused: Config | None = None  # what was read when it was told last
         self._watch: FileWatch | None = None
         self._unwatched: list[Path] = []
         self._lock = trio.Lock()
         self._limiter = trio.CapacityLimiter(1)
 
-    async def reload(self) -> None:
-        """Read the configuration and the definitions again, and use what is good of them."""
+    async def reload(self, *, asked: bool = False) -> bool:
+        """Read the configuration and the definitions again, and use what is good of them.
+
+        False if the configuration stays as it was; why is told again if somebody has `asked` for this.
+        """
+        read: Config | None = None
         async with self._lock:
             # What is watched before it is read has no change that is missed.
             await self._watch_files()
             try:
-                config = await trio.to_thread.run_sync(self._load, limiter=self._limiter)
-                self._refuse_missing(config)
-                self._take_over(config)
+                read = await trio.to_thread.run_sync(self._load, limiter=self._limiter)
+                self._refuse_missing(read)
+                self._take_over(read)
                 self._tell_of_configuration("")
                 await self._watch_files()
             except InvalidRequestError as exc:
-                self._tell_of_configuration(exc.message)
+                # Somebody may have changed another file than the one that keeps it from being used.
+                self._tell_of_configuration(exc.message, again=asked or read != self._refused)
+                self._refused = read
             except Exception as exc:
                 # A fault of ours: whatever a file holds, it does not end a daemon that runs. So below.
                 log.exception("the configuration stays as it was: %s: %s", type(exc).__name__, exc)  # noqa: TRY401
             await self._use_files()
+            return self._read is read
 
     async def use_definitions(self) -> None:
         """Read the definitions and use what is good of them."""
@@ -125,8 +133,8 @@ class Reloader:
             if file in read.missing_files:
                 raise InvalidRequestError([problem], source=str(file))
 
-    def _tell_of_configuration(self, complaint: str) -> None:
-        if complaint and complaint != self._complaint:
+    def _tell_of_configuration(self, complaint: str, *, again: bool = False) -> None:
+        if complaint and (again or complaint != self._complaint):
             log.error("the configuration stays as it was: %s", complaint)
         elif self._complaint and not complaint:
             log.info("the configuration can be used again")

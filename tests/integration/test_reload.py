@@ -47,7 +47,9 @@ class Setting:
 @asynccontextmanager
 async def open_setting(tmp_path: Path, *, as_user_file: bool = False) -> AsyncGenerator[Setting, None]:
     """The configuration file is one that is named, or the one that is looked for in the user's home."""
-    config_file, pipelines = tmp_path / "config.toml", tmp_path / "pipelines"
+    named, pipelines = tmp_path / "config.toml", tmp_path / "pipelines"
+    config_file = named
+    write(named, "")
     environ = dict(NOWHERE)
     if as_user_file:
         environ["XDG_CONFIG_HOME"] = str(tmp_path / "xdg")
@@ -55,7 +57,6 @@ async def open_setting(tmp_path: Path, *, as_user_file: bool = False) -> AsyncGe
         config_file.parent.mkdir(parents=True)
     pipelines.mkdir()
     write(config_file, "")
-    named = None if as_user_file else config_file
     load = partial(load_config, environ=environ, config_file=named, overrides={"pipelines_dir": str(pipelines)})
     config = load()
     artifacts = ArtifactFiles(tmp_path / "artifacts")
@@ -370,6 +371,38 @@ async def test_a_configuration_file_that_is_gone_stays_in_force_until_it_is_back
         write(file, "")
         await setting.reloader.reload()
         assert model_of(setting) is None
+
+
+async def test_why_a_configuration_is_not_used_is_told_again_when_another_file_changes_and_to_who_asks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_setting(tmp_path, as_user_file=True) as setting:
+        setting.config_file.unlink()
+
+        async def told(*, asked: bool = False) -> int:
+            caplog.clear()
+            assert not await setting.reloader.reload(asked=asked)
+            return caplog.text.count("the configuration stays as it was")
+
+        assert [await told(), await told(), await told(asked=True)] == [1, 0, 1]
+        write(tmp_path / "config.toml", PROFILE % "one")
+        assert [await told(), await told()] == [1, 0]
+        write(setting.config_file, "")
+        assert await setting.reloader.reload()
+        assert model_of(setting) == "one"
+
+
+async def test_a_definition_whose_link_leads_nowhere_stays_in_force_and_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_setting(tmp_path) as setting:
+        write(tmp_path / "p.yaml", definition("1"))
+        (setting.pipelines / "p.yaml").symlink_to(tmp_path / "p.yaml")
+        await setting.reloader.reload()
+        (tmp_path / "p.yaml").unlink()
+        await setting.reloader.reload()
+        assert setting.version_of("p.v1") == "1"
+        assert f"{setting.pipelines / 'p.yaml'}: cannot be read: No such file or directory" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["file", "directory", "home"])

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from pathlib import Path
 
 import click
@@ -91,7 +91,8 @@ def _files(text: str) -> list[_File]:
     if not paths:
         raise click.BadParameter(f"no file fits {path}")
     # What they have in common tells them not apart.
-    start = next(place for place, part in enumerate(Path(path).parts) if has_magic(part))
+    certain = len(Path(_folder_of(path)).parts)
+    start = next(place for place, part in enumerate(Path(path).parts) if place >= certain and has_magic(part))
     labels = ["/".join(([label] if label else []) + list(Path(one).parts[start:])) for one in paths]
     return [_File(name=one, kind=kind, label=own) for one, own in zip(paths, labels, strict=True)]
 
@@ -107,7 +108,16 @@ def _is_pattern(path: str) -> bool:
 
 
 def _fitting(pattern: str) -> list[str]:
+    """The files that the pattern fits, in order."""
+    folder = _folder_of(pattern)
+    pattern = escape(folder) + pattern[len(folder) :]
     return sorted(filter(os.path.isfile, glob(pattern, recursive=True)))  # noqa: PTH207 - Path.glob takes no absolute one
+
+
+def _folder_of(pattern: str) -> str:
+    """The longest beginning of the pattern that is a folder as it is written: no part of it is a pattern."""
+    ends = (end for end in range(len(pattern) - 1, 0, -1) if pattern[end] == "/")
+    return next((pattern[:end] for end in ends if os.path.lexists(pattern[:end])), "")
 
 
 def _is_there(name: str) -> bool:

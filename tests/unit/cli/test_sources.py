@@ -11,7 +11,17 @@ from pipeline_engine.cli.sources import parse_sources
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, which is the home directory too. Each file in it holds its name."""
-    for name in ("b.log", "a.log", "x[1].log", "x1.log", "log:odd.txt", "sub/c.log", "sub/deep/b.log", ".hidden.log"):
+    for name in (
+        "b.log",
+        "a.log",
+        "x[1].log",
+        "x1.log",
+        "log:odd.txt",
+        "sub/c.log",
+        "sub/deep/b.log",
+        ".hidden.log",
+        "[d]/e.log",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name, encoding="utf-8")
@@ -54,6 +64,8 @@ def test_a_source_is_a_file_with_or_without_kind_and_label(text: str, source: tu
         ("~/sub/*", [("raw", "c.log", "sub/c.log")]),
         ("x[1].log", [("raw", "x[1].log", "x[1].log")]),  # a name that is there is no pattern
         ("log:x[1].log", [("log", "x[1].log", "x[1].log")]),
+        ("[d]/*.log", [("raw", "e.log", "[d]/e.log")]),  # nor is a folder that is there
+        ("./[d]/**/*", [("raw", "e.log", "[d]/e.log")]),
         ("log:*.txt", [("raw", "log:odd.txt", "log:odd.txt")]),
     ],
 )
