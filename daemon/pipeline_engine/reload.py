@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -27,6 +27,8 @@ WATCH_ATTEMPTS = 3  # something may change between looking what to watch and wat
 _RELOADED_LIMITS = (
     "max_items", "max_queued_jobs", "max_restarts", "max_running_jobs", "max_store_bytes", "template_fuel",
 )  # fmt: skip
+
+_FileStates = dict[Path, tuple[int, int, int] | None]  # None for a file that cannot be looked at
 
 
 class Reloader:
@@ -53,7 +55,7 @@ class Reloader:
         self._definitions: dict[str, LoadedDefinition] = {}
         self._told: dict[Path, str] = {}
         self._complaint = ""  # of the configuration, as the log has it
-        self._refused: Config | None = None  # what was read when it was told last
+        self._complaint_states: _FileStates = {}  # of its files, when that was told last
         self._watch: FileWatch | None = None
         self._unwatched: list[Path] = []
         self._lock = trio.Lock()
@@ -62,12 +64,16 @@ class Reloader:
     async def reload(self, *, asked: bool = False) -> bool:
         """Read the configuration and the definitions again, and use what is good of them.
 
-        False if the configuration stays as it was; why is told again if somebody has `asked` for this.
+        False if the configuration stays as it was; why is told again if somebody has `asked` for this, or has changed
+        one of its files since.
         """
         read: Config | None = None
         async with self._lock:
             # What is watched before it is read has no change that is missed.
             await self._watch_files()
+            files = [*self._config.files, *self._config.missing_files]
+            # Before they are read: a change in between is then told of once more, and not never.
+            states = await trio.to_thread.run_sync(_states_of, files, limiter=self._limiter)
             try:
                 read = await trio.to_thread.run_sync(self._load, limiter=self._limiter)
                 self._refuse_missing(read)
@@ -76,8 +82,8 @@ class Reloader:
                 await self._watch_files()
             except InvalidRequestError as exc:
                 # Somebody may have changed another file than the one that keeps it from being used.
-                self._tell_of_configuration(exc.message, again=asked or read != self._refused)
-                self._refused = read
+                self._tell_of_configuration(exc.message, again=asked or states != self._complaint_states)
+                self._complaint_states = states
             except Exception as exc:
                 # A fault of ours: whatever a file holds, it does not end a daemon that runs. So below.
                 log.exception("the configuration stays as it was: %s: %s", type(exc).__name__, exc)  # noqa: TRY401
@@ -201,6 +207,19 @@ class Reloader:
         for file in {one.file for one in loaded.definitions.values()} & self._told.keys():
             log.info("%s can be used again", file)
         self._told = now
+
+
+def _states_of(files: Iterable[Path]) -> _FileStates:
+    """What is another one after a file has changed."""
+    states: _FileStates = {}
+    for file in files:
+        try:
+            found = file.stat()
+        except OSError:
+            states[file] = None
+        else:
+            states[file] = (found.st_ino, found.st_size, found.st_mtime_ns)
+    return states
 
 
 def _in_force(before: Config, read: Config) -> Config:

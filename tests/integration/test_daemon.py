@@ -311,6 +311,29 @@ def test_a_hangup_reads_the_configuration_again(daemon: Daemon) -> None:
     assert shown["limits.max_body_bytes"] == 32 * 1024 * 1024
 
 
+def test_a_hangup_says_so_when_the_configuration_stays_as_it_was(daemon: Daemon) -> None:
+    user_file = daemon.home / "xdg" / "pipeline-engine" / "config.toml"
+    user_file.parent.mkdir(parents=True)
+    user_file.write_text("", encoding="utf-8")
+    daemon.start("serve")
+
+    def complaints() -> int:
+        return daemon.text.count(f"the configuration stays as it was: {user_file}: is gone")
+
+    user_file.unlink()
+    daemon.until(lambda: complaints() == 1)
+    daemon.config.write_text(SLEEPER, encoding="utf-8")
+    daemon.until(lambda: complaints() == 2)
+    daemon.send(signal.SIGHUP)
+    daemon.until(lambda: complaints() == 3)
+    assert "sleeper" not in daemon.client.get("/v1/config/providers").text
+    user_file.write_text("", encoding="utf-8")
+    daemon.until(lambda: "the configuration can be used again" in daemon.text)
+    assert "sleeper" in daemon.client.get("/v1/config/providers").text
+    assert daemon.stop() == 0
+    assert "the configuration and the definitions were read again" not in daemon.text
+
+
 def test_hangups_at_the_start_do_not_end_it_and_none_is_lost(daemon: Daemon) -> None:
     process = daemon.launch("serve")
     blocked = f"/proc/{process.pid}/status"

@@ -373,11 +373,15 @@ async def test_a_configuration_file_that_is_gone_stays_in_force_until_it_is_back
         assert model_of(setting) is None
 
 
+@pytest.mark.parametrize("bad", [None, "[limits]\nmax_running_job = 1\n"])
 async def test_why_a_configuration_is_not_used_is_told_again_when_another_file_changes_and_to_who_asks(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bad: str | None
 ) -> None:
     async with open_setting(tmp_path, as_user_file=True) as setting:
-        setting.config_file.unlink()
+        if bad is None:
+            setting.config_file.unlink()
+        else:
+            write(setting.config_file, bad)
 
         async def told(*, asked: bool = False) -> int:
             caplog.clear()
@@ -387,6 +391,8 @@ async def test_why_a_configuration_is_not_used_is_told_again_when_another_file_c
         assert [await told(), await told(), await told(asked=True)] == [1, 0, 1]
         write(tmp_path / "config.toml", PROFILE % "one")
         assert [await told(), await told()] == [1, 0]
+        write(setting.pipelines / "p.yaml", definition("1"))
+        assert (await told(), setting.version_of("p.v1")) == (0, "1")
         write(setting.config_file, "")
         assert await setting.reloader.reload()
         assert model_of(setting) == "one"
