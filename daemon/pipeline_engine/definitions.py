@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -437,9 +438,11 @@ def load_directories(paths: Iterable[Path], *, checker: DefinitionChecker) -> Lo
 
 def _is_definition_file(entry: Path) -> bool:
     # Editors keep their temporary files beside, hidden; reading a fifo would wait for ever.
-    # A link that leads nowhere is a file that cannot be read: it may lead somewhere again.
-    is_file = entry.is_file() or (entry.is_symlink() and not entry.exists())
-    return is_file and entry.suffix.lower() in SUFFIXES and not entry.name.startswith(".")
+    if entry.suffix.lower() not in SUFFIXES or entry.name.startswith("."):
+        return False
+    # A link that cannot be followed is a file that cannot be read: it may lead somewhere again. Unlike Path's, these say
+    # no where looking at the target fails: that must not hide the other files.
+    return os.path.isfile(entry) or (entry.is_symlink() and not os.path.exists(entry))  # noqa: PTH110, PTH113
 
 
 def _refuse_known_types(loaded: list[LoadedDefinition], known: dict[str, LoadedDefinition]) -> None:

@@ -510,6 +510,26 @@ def test_a_bad_file_in_a_directory_hides_no_other(tmp_path: Path, checker: Defin
     assert "not valid YAML" in str(result.errors[bad])
 
 
+def test_a_link_that_cannot_be_followed_is_a_bad_file_and_hides_no_other(
+    tmp_path: Path, checker: DefinitionChecker
+) -> None:
+    write(tmp_path, "p.yaml", YAML)
+    reasons = {
+        "gone.yaml": ("nowhere/p.yaml", "No such file or directory"),
+        "long.yaml": ("n" * 300, "File name too long"),
+        "loop.yaml": ("loop.yaml", "Too many levels of symbolic links"),
+    }
+    for name, (target, _) in reasons.items():
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / ".hidden.yaml").symlink_to("nowhere")
+    (tmp_path / "folder.yaml").symlink_to(tmp_path)
+    result = load_directories([tmp_path], checker=checker)
+    assert list(result.definitions) == ["y.v1"]
+    assert {file.name: str(error) for file, error in result.errors.items()} == {
+        name: f"{tmp_path / name}: cannot be read: {reason}" for name, (_, reason) in reasons.items()
+    }
+
+
 def test_a_file_on_which_the_check_itself_fails_hides_no_other(
     tmp_path: Path, checker: DefinitionChecker, caplog: pytest.LogCaptureFixture
 ) -> None:
