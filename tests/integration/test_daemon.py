@@ -355,6 +355,7 @@ def test_signals_until_it_is_gone_do_not_make_a_clean_stop_another_end(daemon: D
     assert process is not None
     while process.poll() is None:
         process.send_signal(signal.SIGTERM)
+        time.sleep(0.002)  # seconds: a flood would show what Python makes of one, and not what the daemon does
     assert process.returncode == 0, daemon.text
 
 
