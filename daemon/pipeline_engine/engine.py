@@ -41,9 +41,7 @@ from pipeline_engine.tracing import TraceHeaders
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED_TOOL_GRACE = (
-    1.0  # seconds between SIGTERM and SIGKILL for a tool whose job is to go on after the next start
-)
+INTERRUPTED_TOOL_GRACE = 1.0  # seconds from SIGTERM to SIGKILL for a tool whose job goes on after the next start
 LET_GO_TIMEOUT = 15.0  # seconds that interrupted jobs have to clean up: a tool's grace, and their last writes
 FAILING_LET_GO_TIMEOUT = 1.0  # seconds that they have while the store cannot be written
 KEPT_PAYLOAD_BYTES = 64 * 1024 * 1024  # of queued jobs' inputs stay in memory; the rest is read again when it is needed

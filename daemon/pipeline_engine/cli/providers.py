@@ -51,7 +51,8 @@ def test_provider(profile_id: str, config_file: Path | None, as_json: bool) -> N
         if not as_json:
             click.echo(printable(f"{'ok' if finding.ok else 'failed'}: {finding.message} ({finding.seconds:.1f} s)"))
 
-    fine = trio.run(check_profile, config, profile, report)
+    # Elsewhere an interrupt may come between two lines of a cleanup, and leave a generator that nobody closes.
+    fine = trio.run(check_profile, config, profile, report, restrict_keyboard_interrupt_to_checkpoints=True)
     if as_json:
         checks: list[dict[str, Any]] = [{**asdict(one), "seconds": round(one.seconds, 3)} for one in findings]
         print_json({"profile": profile_id, "ok": fine, "checks": checks})

@@ -167,21 +167,27 @@ class ProviderRegistry:
             # The profile may have been replaced meanwhile.
             entry, provider = self._provider_of(call)
             target = call.target
-            entry.calls += 1
-            try:
+            with self._calling(entry, target):
                 async with self._server_up(target, entry) as reached:
                     call = call if reached is target else msgspec.structs.replace(call, target=reached)
                     with self._counted(call, permit) as note:
                         async with open_watched(provider, call, note=note) as batches:
                             yield batches
-            except StepError as exc:
-                add_hint(exc, target, entry.profile)
-                # Servers and tools like to repeat what they were given.
-                self._redactor.redact_error(exc)
-                raise
-            finally:
-                entry.calls -= 1
-                self._close_if_unused(entry)
+
+    @contextmanager
+    def _calling(self, entry: _Entry, target: Target) -> Iterator[None]:
+        """While in the block, the entry keeps its connections; an error gets its hint, and loses all secrets."""
+        entry.calls += 1
+        try:
+            yield
+        except StepError as exc:
+            add_hint(exc, target, entry.profile)
+            # Servers and tools like to repeat what they were given.
+            self._redactor.redact_error(exc)
+            raise
+        finally:
+            entry.calls -= 1
+            self._close_if_unused(entry)
 
     @contextmanager
     def _counted(self, call: ProviderCall, permit: Permit) -> Iterator[Callable[[Batch], None]]:
@@ -229,17 +235,9 @@ class ProviderRegistry:
         """The models that the profile's server offers. Raises ProviderError."""
         entry = self._entry(profile_id)
         target = resolve(entry.profile)
-        entry.calls += 1
-        try:
+        with self._calling(entry, target):
             async with self._server_up(target, entry) as reached:
                 return await fetch_models(entry.client, reached)
-        except StepError as exc:
-            add_hint(exc, target, entry.profile)
-            self._redactor.redact_error(exc)
-            raise
-        finally:
-            entry.calls -= 1
-            self._close_if_unused(entry)
 
     def _server_up(self, target: Target, entry: _Entry) -> AbstractAsyncContextManager[Target]:
         """While in the block, the profile's own server is up if the target is of it; gives the target with its port."""
