@@ -4,84 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
-import trio
-from tests.api_setting import NOWHERE
 from tests.engine_setting import Json, job_request
+from tests.reload_setting import PROFILE, Setting, definition, model_of, open_setting, until, write
 
-from pipeline_engine.assembly import LocalEngine, open_engine
-from pipeline_engine.config import Config, LogLevel
-from pipeline_engine.config_loader import load_config
+from pipeline_engine.config import LogLevel
 from pipeline_engine.errors import InvalidRequestError, UnknownPipelineError
-from pipeline_engine.file_watch import open_file_watch
 from pipeline_engine.models import ProviderKind, ProviderProfile
 from pipeline_engine.providers.confinement import landlock_version
-from pipeline_engine.reload import Reloader, reload_on_changes
-from pipeline_engine.store.artifacts import ArtifactFiles
-from pipeline_engine.store.memory import MemoryStore
-
-
-@dataclass(slots=True)
-class Setting:
-    local: LocalEngine
-    reloader: Reloader
-    config_file: Path
-    pipelines: Path
-    log_levels: list[LogLevel] = field(default_factory=list)
-    configs: list[Config] = field(default_factory=list)
-
-    def version_of(self, pipeline_type: str) -> str | None:
-        try:
-            return self.local.catalog.pipelines.find(pipeline_type).definition.version
-        except UnknownPipelineError:
-            return None
-
-
-@asynccontextmanager
-async def open_setting(tmp_path: Path, *, as_user_file: bool = False) -> AsyncGenerator[Setting, None]:
-    """The configuration file is one that is named, or the one that is looked for in the user's home."""
-    named, pipelines = tmp_path / "config.toml", tmp_path / "pipelines"
-    config_file = named
-    write(named, "")
-    environ = dict(NOWHERE)
-    if as_user_file:
-        environ["XDG_CONFIG_HOME"] = str(tmp_path / "xdg")
-        config_file = tmp_path / "xdg" / "pipeline-engine" / "config.toml"
-        config_file.parent.mkdir(parents=True)
-    pipelines.mkdir()
-    write(config_file, "")
-    load = partial(load_config, environ=environ, config_file=named, overrides={"pipelines_dir": str(pipelines)})
-    config = load()
-    artifacts = ArtifactFiles(tmp_path / "artifacts")
-    async with open_engine(config, store=MemoryStore(), artifacts=artifacts, environ={}) as local:
-        levels: list[LogLevel] = []
-        configs: list[Config] = []
-        reloader = Reloader(
-            config=config, local=local, load=load, use_log_level=levels.append, use_config=configs.append
-        )
-        await reloader.use_definitions()
-        yield Setting(local, reloader, config_file, pipelines, levels, configs)
-
-
-def write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def definition(version: str, *, pipeline_type: str = "p.v1", profile: str | None = None) -> str:
-    step = "{id: a, kind: map, config: {map: identity}}"
-    if profile is not None:
-        step = f"{{id: a, kind: llm, provider_profile_id: {profile}}}"
-    return f"type: {pipeline_type}\nversion: '{version}'\nsteps: [{step}]\n"
-
-
-PROFILE = '[[providers]]\nid = "mine"\nkind = "openai"\nbase_uri = "http://127.0.0.1:9"\ndefault_model = "%s"\n'
 
 
 async def test_definitions_follow_their_files(tmp_path: Path) -> None:
@@ -326,29 +260,6 @@ async def test_the_rules_of_retention_change_at_once(tmp_path: Path) -> None:
         await until(lambda: setting.local.access.store.head(job.id) is None)
 
 
-async def test_changes_are_noticed_without_being_asked(tmp_path: Path) -> None:
-    async with open_setting(tmp_path) as setting, watched(setting):
-        write(setting.pipelines / "p.yaml", definition("1"))
-        await until(lambda: setting.version_of("p.v1") == "1")
-        write(setting.config_file, PROFILE % "m")
-        await until(lambda: setting.local.registry.get("mine") is not None)
-
-
-@asynccontextmanager
-async def watched(setting: Setting) -> AsyncGenerator[None, None]:
-    """What changes in the block is noticed."""
-    async with trio.open_nursery() as nursery:
-        with open_file_watch() as watch:
-            await nursery.start(reload_on_changes, setting.reloader, watch)
-            yield
-            nursery.cancel_scope.cancel()
-
-
-def model_of(setting: Setting) -> str | None:
-    profile = setting.local.registry.get("mine")
-    return profile.default_model if profile is not None else None
-
-
 async def test_a_configuration_file_that_is_gone_stays_in_force_until_it_is_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -409,101 +320,6 @@ async def test_a_definition_whose_link_leads_nowhere_stays_in_force_and_is_told_
         await setting.reloader.reload()
         assert setting.version_of("p.v1") == "1"
         assert f"{setting.pipelines / 'p.yaml'}: cannot be read: No such file or directory" in caplog.text
-
-
-@pytest.mark.parametrize("place", ["file", "directory", "home"])
-async def test_a_configuration_file_that_was_away_is_watched_as_before(tmp_path: Path, place: str) -> None:
-    async with open_setting(tmp_path, as_user_file=True) as setting:
-        file = setting.config_file
-        moved = {"file": file, "directory": file.parent, "home": file.parent.parent}[place]
-        write(file, PROFILE % "one")
-        await setting.reloader.reload()
-        async with watched(setting):
-            moved.rename(tmp_path / "away")
-            await setting.reloader.reload()
-            (tmp_path / "away").rename(moved)
-            await setting.reloader.reload()
-            write(file, PROFILE % "two")
-            await until(lambda: model_of(setting) == "two")
-
-
-async def test_a_configuration_file_that_comes_later_is_noticed(tmp_path: Path) -> None:
-    async with open_setting(tmp_path, as_user_file=True) as setting:
-        setting.config_file.unlink()
-        setting.config_file.parent.rmdir()
-        setting.reloader = Reloader(
-            config=setting.reloader._load(),
-            local=setting.local,
-            load=setting.reloader._load,
-            use_log_level=setting.log_levels.append,
-            use_config=setting.configs.append,
-        )
-        async with watched(setting):
-            setting.config_file.parent.mkdir()
-            write(setting.config_file, PROFILE % "one")
-            await until(lambda: model_of(setting) == "one")
-
-
-async def test_a_directory_of_definitions_that_comes_later_is_noticed(tmp_path: Path) -> None:
-    async with open_setting(tmp_path) as setting:
-        setting.pipelines.rmdir()
-        await setting.reloader.reload()
-        async with watched(setting):
-            setting.pipelines.mkdir()
-            write(setting.pipelines / "p.yaml", definition("1"))
-            await until(lambda: setting.version_of("p.v1") == "1")
-            write(setting.pipelines / "p.yaml", definition("2"))
-            await until(lambda: setting.version_of("p.v1") == "2")
-
-
-async def test_a_reload_that_was_asked_for_renews_the_watch(tmp_path: Path) -> None:
-    later = tmp_path / "later"
-    async with open_setting(tmp_path, as_user_file=True) as setting:
-        setting.reloader._load = partial(load_config, environ={**NOWHERE, "PIPELINE_ENGINE_PIPELINES_DIR": str(later)})
-        later.mkdir()
-        async with watched(setting):
-            await setting.reloader.reload()
-            write(later / "p.yaml", definition("1"))
-            await until(lambda: setting.version_of("p.v1") == "1")
-
-
-async def test_changes_behind_links_are_noticed(tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    repository.mkdir()
-    async with open_setting(tmp_path) as setting:
-        write(repository / "config.toml", "")
-        write(repository / "p.yaml", definition("1"))
-        setting.config_file.unlink()
-        setting.config_file.symlink_to("repository/config.toml")
-        (setting.pipelines / "p.yaml").symlink_to("../repository/p.yaml")
-        await setting.reloader.reload()
-        async with watched(setting):
-            write(repository / "config.toml", PROFILE % "one")
-            await until(lambda: model_of(setting) == "one")
-            write(repository / "p.yaml", definition("2"))
-            await until(lambda: setting.version_of("p.v1") == "2")
-
-
-async def test_a_mounted_volume_whose_link_is_switched_is_noticed(tmp_path: Path) -> None:
-    async with open_setting(tmp_path) as setting:
-        for version in ("1", "2"):
-            (setting.pipelines / f"..{version}").mkdir()
-            write(setting.pipelines / f"..{version}" / "p.yaml", definition(version))
-        (setting.pipelines / "..data").symlink_to("..1")
-        (setting.pipelines / "p.yaml").symlink_to("..data/p.yaml")
-        await setting.reloader.reload()
-        async with watched(setting):
-            (setting.pipelines / "..new").symlink_to("..2")
-            (setting.pipelines / "..new").rename(setting.pipelines / "..data")
-            await until(lambda: setting.version_of("p.v1") == "2")
-
-
-async def until(check: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if check():
-            return
-        await trio.sleep(0.02)
-    raise AssertionError("it did not happen within 10 s")
 
 
 KEYED = PROFILE % "m" + 'api_key_file = "key"\n'
